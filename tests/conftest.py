@@ -1,0 +1,46 @@
+"""What all tests share: the peers (Debian's Xenstore), and what it means when they are missing.
+
+A test marked `peer` needs Debian's packages and gcc. Without them it is skipped; with
+`XENLIVE_REQUIRE_PEERS=1`, as in CI, it fails instead, so that a machine set up badly is no success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peer.c_daemon import CDaemon
+from peer.tools import INSTALL_HINT, build_xsbench, missing_peers, peers_required
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips or fails a test marked `peer` when what it needs is not installed."""
+    if item.get_closest_marker("peer") is None:
+        return
+    missing = missing_peers()
+    if not missing:
+        return
+    why = f"{', '.join(missing)} missing: {INSTALL_HINT}"
+    if peers_required():
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def peer_build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs built from C are kept for the whole run."""
+    return tmp_path_factory.mktemp("peer")
+
+
+@pytest.fixture
+def c_daemon(tmp_path: Path, peer_build_folder: Path) -> Iterator[CDaemon]:
+    """Debian's C daemon, running; a fresh store for each test. Mark the test `peer`."""
+    with CDaemon(tmp_path / "peer", shim_folder=peer_build_folder) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def xsbench(peer_build_folder: Path) -> Path:
+    """The load client written in C, built. Mark the test `peer`."""
+    return build_xsbench(peer_build_folder)
