@@ -17,7 +17,7 @@ from xenlive.abi import xs_wire
 from xenlive.client.codec import Answer, decode_strings, decode_text, encode_text
 from xenlive.errors import PeerError, XenstoreError
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 ACCESS = {"n": "none", "r": "read", "w": "write", "b": "read and write"}
 MAX_DOMID = 65535
 
@@ -48,15 +48,15 @@ class Permission:
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Generic[T]):
+class Request(Generic[T_co]):
     """One request: its message type and payload, and how to understand the answer."""
 
     type: int
     payload: bytes
     label: str  # for people, in an error: "read /a"
-    meaning: Callable[[Answer], T]
+    meaning: Callable[[Answer], T_co]
 
-    def decode(self, answer: Answer) -> T:
+    def decode(self, answer: Answer) -> T_co:
         """What the answer says. XenstoreError if it says ERROR, PeerError if it makes no sense."""
         if answer.type != xs_wire.XS_ERROR:
             return self.meaning(answer)
