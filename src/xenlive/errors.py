@@ -6,8 +6,10 @@ do next; `offset` and `value` say where and what, when a byte or a number is to 
 
     XenliveError
     ├── PeerError        bytes or an index from a peer broke the protocol (ring, 9P, Xenstore wire)
+    ├── PeerTimeout      a peer did not answer in time
     ├── ImageError       memory, a file or a stream from an earlier kernel is not sound
     ├── OutOfSpace       running out is an answer: pages, records, table, grants, ring
+    ├── ModuleError      a kexec module was asked for what its format can't hold or doesn't have
     ├── BadAddress       guest physical memory that is not there, or not ours
     ├── HypercallError   the hypervisor refused; carries its errno
     ├── NinePError       a 9P server's Rerror answer; carries its errno
@@ -40,6 +42,15 @@ class PeerError(XenliveError):
         super().__init__(_located(what, offset, value))
 
 
+class PeerTimeout(XenliveError):
+    """A peer did not answer within `timeout_s` seconds; it may still be alive."""
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        self.what = what
+        self.timeout_s = timeout_s
+        super().__init__(f"{what}: no answer within {timeout_s:g} s")
+
+
 class ImageError(XenliveError):
     """Handed-over memory, a dump or a state stream that is not sound.
 
@@ -58,7 +69,7 @@ class ImageError(XenliveError):
 
 
 class OutOfSpace(XenliveError):
-    """Something ran out; nothing was changed. `wanted` and `available` count in the unit of `what`."""
+    """Something ran out; nothing was changed. `wanted` and `available` count in units of `what`."""
 
     def __init__(self, what: str, wanted: int, available: int) -> None:
         self.what = what
@@ -67,8 +78,20 @@ class OutOfSpace(XenliveError):
         super().__init__(f"out of {what}: {wanted} wanted, {available} available")
 
 
+class ModuleError(XenliveError):
+    """A caller asked a kexec module for a record, type, size or page it can't have; no change.
+
+    `value` is the number that was refused.
+    """
+
+    def __init__(self, what: str, value: int) -> None:
+        self.what = what
+        self.value = value
+        super().__init__(f"{what} (value {value})")
+
+
 class BadAddress(XenliveError):
-    """An access of `size` bytes at guest physical `address` that is not inside the memory behind it."""
+    """An access of `size` bytes at guest physical `address` that the memory behind it lacks."""
 
     def __init__(
         self, address: int, size: int, why: str = "outside of the domain's memory"

@@ -92,7 +92,7 @@ class Layout:
         raise KeyError(name)
 
     def unpack(self, buffer: Buffer, offset: int = 0) -> tuple[Any, ...]:
-        """The fields in order of declaration. ValueError if the buffer ends before the structure."""
+        """The fields in order of declaration. ValueError if the buffer ends too early."""
         try:
             return self._struct.unpack_from(buffer, offset)
         except struct.error as error:

@@ -35,9 +35,11 @@ class GuestMemory:
                 raise BadAddress(base, len(view), "a region can't start below zero")
             known.append((base, base + len(view), view))
         known.sort(key=lambda region: region[0])
-        for (_, end, _), (base, above, _) in zip(known, known[1:], strict=False):
-            if base < end:
-                raise BadAddress(base, above - base, "two regions overlap")
+        highest_end = 0
+        for base, end, _ in known:
+            if base < highest_end:
+                raise BadAddress(base, end - base, "two regions overlap")
+            highest_end = end
         self._regions = known
 
     def _find(self, address: int, size: int) -> tuple[memoryview, int]:
@@ -75,7 +77,7 @@ class GuestMemory:
         view[offset : offset + size] = bytes([byte]) * size
 
     def view(self, address: PhysAddr, size: int) -> memoryview:
-        """Live, writable memory: `size` bytes at `address`. BadAddress if they are not all there."""
+        """Live memory: `size` bytes at `address`. BadAddress if they are not all there."""
         view, offset = self._find(address, size)
         return view[offset : offset + size]
 

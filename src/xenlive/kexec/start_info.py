@@ -1,0 +1,205 @@
+"""The start info block: built for the next kernel, read from the one before.
+
+Specification: Xen `public/arch-x86/hvm/start_info.h`; the order of the parts is Mini-OS'
+(`kexec.c`, posted July 2025), which lays them out 8-aligned right after the next kernel's end:
+
+    hvm_start_info | memory map entries | module list entries | command line, NUL
+
+All addresses in it are final: where things lie when the next kernel runs, not where the block is
+put together.
+
+**Invariants.** `parse_start_info` follows no pointer and believes no count before checking it
+against the memory that is there, and gives a `StartInfo` or one `ImageError` for any bytes.
+`parse` of what `build` made gives the same back.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.start_info import (
+    HVM_MEMMAP_TABLE_ENTRY,
+    HVM_MODLIST_ENTRY,
+    HVM_START_INFO,
+    VERSION_0_SIZE,
+    XEN_HVM_START_MAGIC_VALUE,
+)
+from xenlive.errors import BadAddress, ConfigError, ImageError, ModuleError
+from xenlive.kexec.module import KexecModule
+from xenlive.memory.address import PhysAddr
+from xenlive.memory.e820 import MemoryMap, MemoryRange
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xenlive.memory.guest import GuestMemory
+
+# No kernel of ours has use for more; a count above is a damaged block, not a request for work.
+MAX_MEMMAP_ENTRIES = 128
+MAX_MODULES = 64
+MAX_CMDLINE_BYTES = 4096  # with the NUL
+
+START_INFO_VERSION = 1
+
+
+class StartInfo:
+    """What a start info block says. `modules` holds (paddr, size, cmdline_paddr) of each module."""
+
+    __slots__ = ("cmdline", "flags", "memmap", "modules", "rsdp_paddr", "version")
+
+    def __init__(
+        self,
+        memmap: MemoryMap,
+        modules: Sequence[tuple[int, int, int]] = (),
+        cmdline: str = "",
+        version: int = START_INFO_VERSION,
+        flags: int = 0,
+        rsdp_paddr: int = 0,
+    ) -> None:
+        self.version = version
+        self.flags = flags
+        self.modules = list(modules)
+        self.cmdline = cmdline
+        self.memmap = memmap
+        self.rsdp_paddr = rsdp_paddr
+
+
+def build_start_info(
+    address: PhysAddr,
+    memmap: MemoryMap,
+    modules: Sequence[tuple[int, int, int]] = (),
+    cmdline: str | bytes = "",
+    rsdp_paddr: int = 0,
+) -> bytes:
+    """The block as it must lie at `address`, which is a multiple of 8.
+
+    `memmap` goes in as it is: `MemoryMap.for_next_kernel` leaves out what is this kernel's own.
+    ConfigError for a command line with a NUL or of 4096 bytes and more, ModuleError for too many
+    modules, BadAddress for an address that is not aligned.
+    """
+    line = cmdline if isinstance(cmdline, bytes) else cmdline.encode("utf-8", "surrogateescape")
+    _validate_cmdline(line)
+    ranges = memmap.ranges()
+    if len(modules) > MAX_MODULES:
+        raise ModuleError(f"a start info names at most {MAX_MODULES} modules", len(modules))
+    if len(ranges) > MAX_MEMMAP_ENTRIES:
+        what = f"a start info has at most {MAX_MEMMAP_ENTRIES} memory ranges"
+        raise ImageError("memmap-entries", what, value=len(ranges))
+    memmap_at = address + HVM_START_INFO.size
+    modlist_at = memmap_at + len(ranges) * HVM_MEMMAP_TABLE_ENTRY.size
+    cmdline_at = modlist_at + len(modules) * HVM_MODLIST_ENTRY.size
+    size = cmdline_at + len(line) + 1 - address
+    if address <= 0 or address % 8:
+        raise BadAddress(address, size, "a start info lies at a multiple of 8 above 0")
+    head = HVM_START_INFO.encode(
+        magic=XEN_HVM_START_MAGIC_VALUE,
+        version=START_INFO_VERSION,
+        flags=0,
+        nr_modules=len(modules),
+        modlist_paddr=modlist_at if modules else 0,
+        cmdline_paddr=cmdline_at,
+        rsdp_paddr=rsdp_paddr,
+        memmap_paddr=memmap_at,
+        memmap_entries=len(ranges),
+        reserved=0,
+    )
+    parts = [head]
+    parts += [HVM_MEMMAP_TABLE_ENTRY.pack(r.addr, r.size, r.type, 0) for r in ranges]
+    parts += [HVM_MODLIST_ENTRY.pack(*module, 0) for module in modules]
+    return b"".join([*parts, line, b"\0"])
+
+
+def parse_start_info(memory: GuestMemory, address: PhysAddr) -> StartInfo:
+    """The start info at `address`. ImageError if it, or what it points to, is not sound.
+
+    Reserved fields are not looked at: kernels leave junk there.
+    """
+    fields = _read_head(memory, address)
+    modules = []
+    if fields["nr_modules"]:
+        modules = _read_modules(memory, fields["modlist_paddr"], fields["nr_modules"])
+    ranges = []
+    if fields["memmap_entries"]:
+        ranges = _read_memmap(memory, fields["memmap_paddr"], fields["memmap_entries"])
+    cmdline = ""
+    if fields["cmdline_paddr"]:
+        cmdline = _read_cmdline(memory, fields["cmdline_paddr"])
+    return StartInfo(
+        MemoryMap(ranges),
+        modules,
+        cmdline,
+        fields["version"],
+        fields["flags"],
+        fields["rsdp_paddr"],
+    )
+
+
+def find_kexec_module(start_info: StartInfo, memory: GuestMemory) -> tuple[KexecModule | None, str]:
+    """The module that was handed in and "", or None and why there is none to go on with.
+
+    Only the first module of the list is looked at, as Mini-OS does, whatever its command line.
+    """
+    if not start_info.modules:
+        return None, "no module was handed in"
+    paddr, size, _ = start_info.modules[0]
+    try:
+        return KexecModule.attach(memory, PhysAddr(paddr), size), ""
+    except ImageError as error:
+        return None, f"the module at {paddr:#x} was ignored: {error}"
+
+
+def _read_head(memory: GuestMemory, address: PhysAddr) -> dict[str, int]:
+    block = _read(memory, address, VERSION_0_SIZE, "start-info-outside")
+    fields = HVM_START_INFO.decode(block + bytes(HVM_START_INFO.size - VERSION_0_SIZE))
+    if fields["magic"] != XEN_HVM_START_MAGIC_VALUE:
+        raise ImageError("start-info-magic", "no start info", 0, hex(fields["magic"]))
+    if fields["version"] >= 1:
+        rest = _read(memory, address, HVM_START_INFO.size, "start-info-outside")
+        fields = HVM_START_INFO.decode(block + rest[VERSION_0_SIZE:])
+    return fields
+
+
+def _read_modules(memory: GuestMemory, address: int, count: int) -> list[tuple[int, int, int]]:
+    if count > MAX_MODULES:
+        raise ImageError("modlist-entries", f"more than {MAX_MODULES} modules", value=count)
+    size = HVM_MODLIST_ENTRY.size
+    block = _read(memory, address, count * size, "modlist-outside")
+    entries = [HVM_MODLIST_ENTRY.unpack(block, i * size) for i in range(count)]
+    return [(paddr, size, cmdline) for paddr, size, cmdline, _ in entries]
+
+
+def _read_memmap(memory: GuestMemory, address: int, count: int) -> list[MemoryRange]:
+    if count > MAX_MEMMAP_ENTRIES:
+        what = f"more than {MAX_MEMMAP_ENTRIES} memory ranges"
+        raise ImageError("memmap-entries", what, value=count)
+    size = HVM_MEMMAP_TABLE_ENTRY.size
+    block = _read(memory, address, count * size, "memmap-outside")
+    entries = [HVM_MEMMAP_TABLE_ENTRY.unpack(block, i * size) for i in range(count)]
+    return [MemoryRange(addr, size, type_) for addr, size, type_, _ in entries]
+
+
+def _read_cmdline(memory: GuestMemory, address: int) -> str:
+    for base, size in memory.regions():
+        if base <= address < base + size:
+            readable = min(MAX_CMDLINE_BYTES, base + size - address)
+            line, nul, _ = memory.read(PhysAddr(address), readable).partition(b"\0")
+            if nul:
+                return line.decode("utf-8", "surrogateescape")
+            raise ImageError("cmdline-endless", f"no NUL in {readable} bytes", value=hex(address))
+    raise ImageError("cmdline-outside", "the command line is not in memory", value=hex(address))
+
+
+def _read(memory: GuestMemory, address: int, size: int, code: str) -> bytes:
+    if address == 0:
+        raise ImageError(code, "address 0 names nothing")
+    try:
+        return memory.read(PhysAddr(address), size)
+    except BadAddress as error:
+        raise ImageError(code, str(error)) from None
+
+
+def _validate_cmdline(line: bytes) -> None:
+    if b"\0" in line:
+        raise ConfigError("kernel command line", 0, "has a NUL byte in it")
+    if len(line) >= MAX_CMDLINE_BYTES:
+        what = f"is {len(line)} bytes long, at most {MAX_CMDLINE_BYTES - 1} can be handed over"
+        raise ConfigError("kernel command line", 0, what)

@@ -1,0 +1,158 @@
+"""What is wrong with a kexec module: every problem, by name.
+
+The module was written by an earlier kernel, perhaps an old or a broken one, so every number in it
+is suspect. Specification: see `abi/kexec_module.py`. The posted C code accepts a module by three
+checks only (size, eye catcher, `n_pages`) and trusts the rest; here all of it has to hold together.
+
+    code                        what
+    bad-size                    the module's size is no whole number of pages, or absurd
+    bad-eye-catcher             the administration page doesn't start with KexecMem
+    bad-n-pages                 n_pages is not the module's size in pages minus one
+    pg2rec-outside              the owners of the pages don't fit in the administration page
+    bad-n-records               more than 255 records
+    table-over-pg2rec           recs_off lies inside of the header or the owners
+    table-outside               the record table doesn't end inside the page
+    record-over-table           a record's data starts before the end of the table
+    record-outside              a record's data doesn't end inside the page
+    records-overlap             two records share bytes
+    owner-out-of-range          a page's owner is an index that n_records rules out
+    owner-without-record        a page's owner is an unused record
+
+**Invariants.** Any bytes give a list, never an exception; an empty list means that every later
+access through the numbers in the page stays inside of it. `offset` of a problem is in bytes from
+the start of the administration page. What follows from an earlier problem is not looked at: with a
+wrong eye catcher there is nothing else to say.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.kexec_module import (
+    EYE_CATCHER,
+    HEADER,
+    MAX_MODULE_PAGES,
+    MAX_RECORDS,
+    PAGE_FREE,
+    PG2REC_OFFSET,
+    RECORD,
+    RECORD_NONE,
+)
+from xenlive.memory.address import PAGE_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Problem:
+    """One thing wrong: `code` is stable, `message` for people, `offset` in the last page."""
+
+    __slots__ = ("code", "message", "offset")
+
+    def __init__(self, code: str, message: str, offset: int) -> None:
+        self.code = code
+        self.message = message
+        self.offset = offset
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Problem):
+            return NotImplemented
+        return (self.code, self.message, self.offset) == (other.code, other.message, other.offset)
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.message, self.offset))
+
+    def __repr__(self) -> str:
+        return f"Problem({self.code!r}, {self.message!r}, {self.offset})"
+
+
+def verify(admin_page: Buffer, size_bytes: int) -> list[Problem]:
+    """Every problem of a module of `size_bytes` that ends with `admin_page`, worst first.
+
+    The page is copied before anything is looked at: what is checked can't change underneath.
+    """
+    page = bytes(admin_page)
+    if size_bytes <= 0 or size_bytes % PAGE_SIZE or len(page) != PAGE_SIZE:
+        return [Problem("bad-size", f"a size of {size_bytes} is no whole number of pages", 0)]
+    if page[: len(EYE_CATCHER)] != EYE_CATCHER:
+        found = ascii(page[: len(EYE_CATCHER)])[1:]
+        return [Problem("bad-eye-catcher", f"{found} stands where 'KexecMem' should", 0)]
+    _, n_pages, n_records, recs_off = HEADER.unpack(page)
+    problems = _header_problems(n_pages, n_records, size_bytes)
+    if problems:
+        return problems
+    table_end = recs_off + n_records * RECORD.size
+    table = _table_problem(n_pages, recs_off, table_end)
+    if table:
+        return [table]
+    records = [RECORD.unpack(page, recs_off + i * RECORD.size) for i in range(n_records)]
+    problems = _record_problems(records, recs_off, table_end)
+    return problems + _owner_problems(page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages], records)
+
+
+def _header_problems(n_pages: int, n_records: int, size_bytes: int) -> list[Problem]:
+    problems = []
+    if n_pages != size_bytes // PAGE_SIZE - 1:
+        expected = size_bytes // PAGE_SIZE - 1
+        message = f"n_pages is {n_pages}, by the module's size it is {expected}"
+        problems.append(Problem("bad-n-pages", message, HEADER.offset_of("n_pages")))
+    elif PG2REC_OFFSET + n_pages > PAGE_SIZE:
+        message = f"the owners of {n_pages} pages don't fit, at most {MAX_MODULE_PAGES - 1} do"
+        problems.append(Problem("pg2rec-outside", message, HEADER.offset_of("n_pages")))
+    if n_records > MAX_RECORDS:
+        message = f"n_records is {n_records}, at most {MAX_RECORDS} can be told apart"
+        problems.append(Problem("bad-n-records", message, HEADER.offset_of("n_records")))
+    return problems
+
+
+def _table_problem(n_pages: int, recs_off: int, table_end: int) -> Problem | None:
+    where = HEADER.offset_of("recs_off")
+    if recs_off < PG2REC_OFFSET + n_pages:
+        owners_end = PG2REC_OFFSET + n_pages
+        message = f"recs_off is {recs_off}, the owners of the pages end at {owners_end}"
+        return Problem("table-over-pg2rec", message, where)
+    if table_end > PAGE_SIZE:
+        return Problem("table-outside", f"the record table ends at {table_end}", where)
+    return None
+
+
+def _record_problems(
+    records: list[tuple[int, int, int]], recs_off: int, table_end: int
+) -> list[Problem]:
+    problems = []
+    used = []
+    for index, (offset, type_, size) in enumerate(records):
+        where = recs_off + index * RECORD.size
+        if type_ == RECORD_NONE:
+            continue
+        if offset < table_end:
+            message = f"record {index} lies at {offset}, the table ends at {table_end}"
+            problems.append(Problem("record-over-table", message, where))
+        if offset + size > PAGE_SIZE:
+            message = f"record {index} ends at {offset + size}, the page at {PAGE_SIZE}"
+            problems.append(Problem("record-outside", message, where))
+        if size:
+            used.append((offset, offset + size, index))
+    used.sort()
+    reach, reach_index = 0, 0
+    for offset, end, index in used:
+        if offset < reach:
+            message = f"record {index} at {offset} lies inside record {reach_index}"
+            where = recs_off + index * RECORD.size
+            problems.append(Problem("records-overlap", message, where))
+        if end > reach:
+            reach, reach_index = end, index
+    return problems
+
+
+def _owner_problems(owners: bytes, records: list[tuple[int, int, int]]) -> list[Problem]:
+    problems = []
+    for owner in sorted(set(owners) - {PAGE_FREE}):
+        pages = owners.count(owner)
+        where = PG2REC_OFFSET + owners.index(owner)
+        if owner >= len(records):
+            message = f"{pages} pages belong to record {owner} of {len(records)}"
+            problems.append(Problem("owner-out-of-range", message, where))
+        elif records[owner][1] == RECORD_NONE:
+            message = f"{pages} pages belong to record {owner}, which is unused"
+            problems.append(Problem("owner-without-record", message, where))
+    return problems
