@@ -1,0 +1,123 @@
+"""The servers that the same tests run against: Debian's C daemon, and ours.
+
+**Invariants.** A server is ready when `start` returns and gone when `stop` returns. Nothing but
+its socket and its environment reaches a test, so that a test can't tell whom it talks to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from peer.c_daemon import CDaemon, accepts
+from peer.tools import c_xenstored
+
+from xenlive.machine.hosted.image import installed_image
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+
+
+class Server(Protocol):
+    """A Xenstore server under test."""
+
+    socket_path: Path
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's process needs in its environment to find this server."""
+
+    @property
+    def image(self) -> str:
+        """A program that live update can be given: the server's own."""
+
+    def add_domain(self, domid: int) -> None:
+        """Lets permissions name this domain."""
+
+    def start(self) -> None:
+        """Starts the server and waits until it accepts."""
+
+    def stop(self) -> None:
+        """Ends the server."""
+
+
+class CServer(CDaemon):
+    """Debian's C daemon."""
+
+    @property
+    def image(self) -> str:
+        """The daemon's program."""
+        return str(c_xenstored())
+
+
+class XenliveServer:
+    """`xenlive up`, as a user would run it."""
+
+    def __init__(self, rundir: Path) -> None:
+        self.rundir = rundir
+        self.socket_path = rundir / "socket"
+        self.log_path = rundir.with_name(f"{rundir.name}.log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's process needs in its environment to find this server."""
+        found = {**os.environ, "XENSTORED_PATH": str(self.socket_path)}
+        found["XENSTORED_RUNDIR"] = str(self.rundir)
+        return found
+
+    @property
+    def image(self) -> str:
+        """The installed xenlive."""
+        return installed_image()
+
+    def add_domain(self, domid: int) -> None:
+        """Nothing to do: permissions may name any domain."""
+
+    def start(self) -> None:
+        """Starts `xenlive up` and waits until it accepts. RuntimeError with its words if not."""
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "xenlive", "up", "--rundir", str(self.rundir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not accepts(self.socket_path):
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._kill()
+                raise RuntimeError(f"xenlive up: {self.log_path.read_text(errors='replace')}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends it with SIGTERM. RuntimeError with its words if it does not end well."""
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            code = process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._kill()
+        if code not in (0, 130, 128 + signal.SIGTERM, -signal.SIGTERM):
+            said = self.log_path.read_text(errors="replace")
+            raise RuntimeError(f"xenlive up ended with {code}: {said}")
+
+    def _kill(self) -> None:
+        """Ends whatever is left of the process group that `start` made."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
