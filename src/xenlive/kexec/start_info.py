@@ -44,7 +44,7 @@ START_INFO_VERSION = 1
 class StartInfo:
     """What a start info block says. `modules` holds (paddr, size, cmdline_paddr) of each module."""
 
-    __slots__ = ("cmdline", "flags", "memmap", "modules", "rsdp_paddr", "version")
+    __slots__ = ("_block", "cmdline", "flags", "memmap", "modules", "rsdp_paddr", "version")
 
     def __init__(
         self,
@@ -54,7 +54,9 @@ class StartInfo:
         version: int = START_INFO_VERSION,
         flags: int = 0,
         rsdp_paddr: int = 0,
+        block: Sequence[tuple[int, int]] = (),
     ) -> None:
+        self._block = list(block)
         self.version = version
         self.flags = flags
         self.modules = list(modules)
@@ -62,16 +64,24 @@ class StartInfo:
         self.memmap = memmap
         self.rsdp_paddr = rsdp_paddr
 
+    def reserved(self) -> list[tuple[int, int]]:
+        """Address and size in bytes of all that must not be overwritten while it is of use.
+
+        These are the parts of the block itself, as it was parsed, and the modules it names.
+        """
+        return self._block + [(paddr, size) for paddr, size, _ in self.modules]
+
 
 def build_start_info(
     address: PhysAddr,
     memmap: MemoryMap,
-    modules: Sequence[tuple[int, int, int]] = (),
+    modules: Sequence[tuple[int, int] | tuple[int, int, int]] = (),
     cmdline: str | bytes = "",
     rsdp_paddr: int = 0,
 ) -> bytes:
     """The block as it must lie at `address`, which is a multiple of 8.
 
+    A module is its paddr, size and, if it has one, cmdline_paddr.
     `memmap` goes in as it is: `MemoryMap.for_next_kernel` leaves out what is this kernel's own.
     ConfigError for a command line with a NUL or of 4096 bytes and more, ModuleError for too many
     modules, BadAddress for an address that is not aligned.
@@ -104,7 +114,7 @@ def build_start_info(
     )
     parts = [head]
     parts += [HVM_MEMMAP_TABLE_ENTRY.pack(r.addr, r.size, r.type, 0) for r in ranges]
-    parts += [HVM_MODLIST_ENTRY.pack(*module, 0) for module in modules]
+    parts += [HVM_MODLIST_ENTRY.pack(*(*module, 0)[:3], 0) for module in modules]
     return b"".join([*parts, line, b"\0"])
 
 
@@ -114,37 +124,42 @@ def parse_start_info(memory: GuestMemory, address: PhysAddr) -> StartInfo:
     Reserved fields are not looked at: kernels leave junk there.
     """
     fields = _read_head(memory, address)
+    block = [(int(address), HVM_START_INFO.size)]
     modules = []
     if fields["nr_modules"]:
         modules = _read_modules(memory, fields["modlist_paddr"], fields["nr_modules"])
+        block.append((fields["modlist_paddr"], len(modules) * HVM_MODLIST_ENTRY.size))
     ranges = []
     if fields["memmap_entries"]:
         ranges = _read_memmap(memory, fields["memmap_paddr"], fields["memmap_entries"])
-    cmdline = ""
+        block.append((fields["memmap_paddr"], len(ranges) * HVM_MEMMAP_TABLE_ENTRY.size))
+    line = b""
     if fields["cmdline_paddr"]:
-        cmdline = _read_cmdline(memory, fields["cmdline_paddr"])
+        line = _read_cmdline(memory, fields["cmdline_paddr"])
+        block.append((fields["cmdline_paddr"], len(line) + 1))
     return StartInfo(
         MemoryMap(ranges),
         modules,
-        cmdline,
+        line.decode("utf-8", "surrogateescape"),
         fields["version"],
         fields["flags"],
         fields["rsdp_paddr"],
+        block,
     )
 
 
 def find_kexec_module(start_info: StartInfo, memory: GuestMemory) -> tuple[KexecModule | None, str]:
-    """The module that was handed in and "", or None and why there is none to go on with.
+    """The module that was handed in, or None, and why one that was named is ignored, else "".
 
     Only the first module of the list is looked at, as Mini-OS does, whatever its command line.
     """
     if not start_info.modules:
-        return None, "no module was handed in"
+        return None, ""
     paddr, size, _ = start_info.modules[0]
     try:
         return KexecModule.attach(memory, PhysAddr(paddr), size), ""
     except ImageError as error:
-        return None, f"the module at {paddr:#x} was ignored: {error}"
+        return None, f"module at {paddr:#x}: {error}"
 
 
 def _read_head(memory: GuestMemory, address: PhysAddr) -> dict[str, int]:
@@ -177,13 +192,13 @@ def _read_memmap(memory: GuestMemory, address: int, count: int) -> list[MemoryRa
     return [MemoryRange(addr, size, type_) for addr, size, type_, _ in entries]
 
 
-def _read_cmdline(memory: GuestMemory, address: int) -> str:
+def _read_cmdline(memory: GuestMemory, address: int) -> bytes:
     for base, size in memory.regions():
         if base <= address < base + size:
             readable = min(MAX_CMDLINE_BYTES, base + size - address)
             line, nul, _ = memory.read(PhysAddr(address), readable).partition(b"\0")
             if nul:
-                return line.decode("utf-8", "surrogateescape")
+                return line
             raise ImageError("cmdline-endless", f"no NUL in {readable} bytes", value=hex(address))
     raise ImageError("cmdline-outside", "the command line is not in memory", value=hex(address))
 
