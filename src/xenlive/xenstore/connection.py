@@ -1,0 +1,125 @@
+"""A connection: what the server knows of one client.
+
+Output is two things: `out`, the messages since the owner last took them, and `head`, bytes the
+owner took and could not write at once, of which the first `head_sent` have gone:
+
+    server appends ──▶ out [message, message, …] ──take()──▶ head |sent····|unsent······|──▶ peer
+
+Whoever moves the bytes calls `take()` when `head` is empty, tries to write what it returns, and
+says with `sent` how much went. Unparsed input is `unparsed`. All of it is part of the state that a
+live update carries.
+
+**Invariants.** `head` starts `head_partial` bytes before a message (0, except after a live update
+in the middle of one), and from there on has whole messages. `events` holds the watch events that
+are in `out`, and `waiting_bytes` says how long they are: one that already waits is not sent twice,
+so a peer that does not read costs at most one message for each different event. `unparsed` holds
+no whole message, unless the connection is held.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.xs_wire import XSD_SOCKMSG
+from xenlive.xenstore.paths import home_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xenlive.xenstore.transaction import Transaction
+    from xenlive.xenstore.watches import Watch
+
+
+class Ring:
+    """What a state stream says of a connection by shared ring: port, target domain, unique id."""
+
+    __slots__ = ("evtchn", "unique_id")
+
+    def __init__(self, evtchn: int, unique_id: int | None) -> None:
+        self.evtchn = evtchn
+        self.unique_id = unique_id
+
+
+class Connection:
+    """One client: a socket (always domain 0) or a domain's ring."""
+
+    __slots__ = (
+        "closing",
+        "domid",
+        "events",
+        "fd",
+        "head",
+        "head_partial",
+        "head_sent",
+        "held",
+        "home",
+        "next_transaction",
+        "out",
+        "privileged",
+        "ring",
+        "started_s",
+        "target",
+        "touched",
+        "transactions",
+        "unparsed",
+        "waiting_bytes",
+        "watches",
+    )
+
+    def __init__(self, domid: int) -> None:
+        self.domid = domid
+        self.privileged = domid == 0
+        self.home = home_of(domid)
+        self.target = -1  # the domain this one acts for (SET_TARGET)
+        self.ring: Ring | None = None
+        self.fd = -1  # for the owner's use
+        self.out: list[bytes] = []
+        self.head = b""
+        self.head_sent = 0
+        self.head_partial = 0
+        self.unparsed = b""
+        self.closing = False  # the owner is to close the connection
+        self.held = False  # its next request has to wait, see XenstoreServer.hold_transactions
+        self.touched = False
+        self.events: set[bytes] = set()
+        self.waiting_bytes = 0
+        self.watches: dict[tuple[bytes, bytes], Watch] = {}
+        self.transactions: dict[int, Transaction] = {}
+        self.next_transaction = 1
+        self.started_s = 0.0  # when the oldest of an unbroken run of transactions began
+
+    def take(self) -> bytes:
+        """Takes the waiting messages out, to be written; only while `head` is empty."""
+        out = self.out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        if self.waiting_bytes:
+            self.waiting_bytes = 0
+            self.events.clear()
+        return data
+
+    def sent(self, data: bytes, count: int) -> None:
+        """Says that of `data`, just taken or `head`, the first `count` bytes have gone in all."""
+        if count == len(data):
+            self.head = b""
+            self.head_sent = 0
+            self.head_partial = 0
+        else:
+            self.head = data
+            self.head_sent = count
+
+    def unsent_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return len(self.head) - self.head_sent + sum([len(message) for message in self.out])
+
+    def unsent(self) -> tuple[bytes, int]:
+        """All bytes not yet written, and how many of them are the rest of a message begun."""
+        rest = self.head[self.head_sent :]
+        boundary = self.head_partial
+        while boundary < self.head_sent:
+            boundary += XSD_SOCKMSG.size + XSD_SOCKMSG.unpack(self.head, boundary)[3]
+        partial = boundary - self.head_sent if rest else 0
+        return rest + b"".join(self.out), partial
+
+    def restore_unsent(self, data: bytes, partial: int) -> None:
+        """Puts back what `unsent` gave."""
+        self.head = data
+        self.head_sent = 0
+        self.head_partial = partial

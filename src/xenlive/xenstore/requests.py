@@ -1,0 +1,377 @@
+"""What each request does: one function a message type, and the table of them.
+
+Specification: Xen `docs/misc/xenstore.txt`; where it is silent, the C daemon's behaviour. A
+function gets the server, the connection, the request, and the view it works on: the store, or the
+transaction that the request names. It returns the payload of the reply, or None if the reply was
+sent or is to come later, or raises XenstoreError with the name of the error.
+
+**Invariants.** An error leaves store, watches and transactions as they were (except that a failed
+commit ends its transaction). All checks of a request come before its first change. Who may not
+look at a node can't tell whether it is there: EACCES, unless the nearest node above it allows.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.xs_wire import (
+    DOMID_SELF,
+    XENSTORE_PAYLOAD_MAX,
+    XS_CONTROL,
+    XS_DIRECTORY,
+    XS_DIRECTORY_PART,
+    XS_GET_DOMAIN_PATH,
+    XS_GET_FEATURE,
+    XS_GET_PERMS,
+    XS_GET_QUOTA,
+    XS_INTRODUCE,
+    XS_IS_DOMAIN_INTRODUCED,
+    XS_MKDIR,
+    XS_READ,
+    XS_RELEASE,
+    XS_RESET_WATCHES,
+    XS_RESUME,
+    XS_RM,
+    XS_SET_FEATURE,
+    XS_SET_PERMS,
+    XS_SET_QUOTA,
+    XS_SET_TARGET,
+    XS_TRANSACTION_END,
+    XS_TRANSACTION_START,
+    XS_TYPE_COUNT,
+    XS_UNWATCH,
+    XS_WATCH,
+    XS_WRITE,
+)
+from xenlive.errors import XenstoreError
+from xenlive.xenstore import perms
+from xenlive.xenstore.paths import home_of, parent_of
+from xenlive.xenstore.transaction import Transaction
+from xenlive.xenstore.watches import Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenlive.xenstore.connection import Connection
+    from xenlive.xenstore.server import XenstoreServer
+    from xenlive.xenstore.store import Node, Store
+
+    View = Store | Transaction
+    Handler = Callable[["XenstoreServer", Connection, "Request", View], bytes | None]
+
+OK = b"OK\0"
+
+# How a request relates to transactions and privilege (the row's flags).
+NO_TRANSACTION = 1
+PRIVILEGED = 2
+
+
+class Request:
+    """One request: `head` is type, request id and transaction id as they came."""
+
+    __slots__ = ("head", "kind", "payload", "tx_id")
+
+    def __init__(self, head: bytes, kind: int, tx_id: int, payload: bytes) -> None:
+        self.head = head
+        self.kind = kind
+        self.tx_id = tx_id
+        self.payload = payload
+
+
+def do_read(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    return _get_node(server, conn, view, _path(server, conn, request), perms.READ).value
+
+
+def do_directory(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    node = _get_node(server, conn, view, _path(server, conn, request), perms.READ)
+    if node.children_bytes > XENSTORE_PAYLOAD_MAX:
+        raise XenstoreError("E2BIG")
+    return _names(node)
+
+
+def do_directory_part(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    if request.payload.count(b"\0") != 2:
+        raise XenstoreError("EINVAL")
+    raw, number = request.payload.split(b"\0")[:2]
+    node = _get_node(server, conn, view, server.canonical(conn, raw), perms.READ)
+    generation = b"%d\0" % node.generation
+    offset = _atoi(number)
+    if not 0 <= offset < node.children_bytes:
+        return generation + b"\0"
+    names = _names(node)
+    room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
+    if len(names) - offset <= room:
+        return generation + names[offset:] + b"\0"
+    end = names.rfind(b"\0", offset, offset + room) + 1
+    return generation + names[offset : max(end, offset)]
+
+
+def do_write(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    raw, nul, value = request.payload.partition(b"\0")
+    if not nul:
+        raise XenstoreError("EINVAL")
+    path = server.canonical(conn, raw)
+    node = _may_write(server, conn, view, path)
+    if node is None:
+        _create(server, conn, view, path, value)
+    else:
+        view.put_value(path, node, value)
+    server.changed(conn, view, path)
+    return OK
+
+
+def do_mkdir(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    path = _path(server, conn, request)
+    if _may_write(server, conn, view, path) is None:
+        _create(server, conn, view, path, b"")
+        server.changed(conn, view, path)
+    return OK
+
+
+def do_rm(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    path = _path(server, conn, request)
+    if _may_write(server, conn, view, path) is None:
+        if view.find(parent_of(path)) is None:
+            raise XenstoreError("ENOENT")
+        return OK
+    if path == b"/":
+        raise XenstoreError("EINVAL")
+    if isinstance(view, Transaction):
+        view.remove(path)
+        return OK
+    below = view.subtree(path)
+    watches = server.watches
+    if watches.by_path:
+        for each in below:
+            watches.fire(view, each, conn, exact=each is not below[-1])
+    view.remove(path, below)
+    return OK
+
+
+def do_get_perms(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    path = _path(server, conn, request, special=True)
+    text = perms.to_text(_get_node(server, conn, view, path, perms.READ).perms)
+    if len(text) > XENSTORE_PAYLOAD_MAX:
+        raise XenstoreError("E2BIG")
+    return text
+
+
+def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    raw, *texts = request.payload.split(b"\0")[:-1] or [b""]
+    if not texts:
+        raise XenstoreError("EINVAL")
+    wanted = perms.from_text(texts, server.store.domains)
+    path = server.canonical(conn, raw, special=True)
+    node = _get_node(server, conn, view, path, perms.WRITE | perms.OWNER)
+    old = node.perms
+    if not conn.privileged and perms.owner_of(wanted) != perms.owner_of(old):
+        raise XenstoreError("EPERM")
+    view.put_perms(path, node, wanted)
+    server.changed(conn, view, path, old)
+    return OK
+
+
+def do_watch(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes | None:
+    words = request.payload.split(b"\0")[:-1]
+    if len(words) not in (2, 3):
+        raise XenstoreError("EINVAL")
+    depth = _atoi(words[2]) if len(words) == 3 else None
+    if depth is not None and depth < 0:
+        raise XenstoreError("EINVAL")
+    raw, token = words[:2]
+    path = server.canonical(conn, raw, special=True)
+    if (path, token) in conn.watches:
+        raise XenstoreError("EEXIST")
+    watch = Watch(conn, path, token, depth, len(path) - len(raw))
+    server.watches.add(watch)
+    server.reply(conn, request, OK)
+    server.watches.send(watch, path, conn)
+    return None
+
+
+def do_unwatch(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    words = request.payload.split(b"\0")[:-1]
+    if len(words) != 2:
+        raise XenstoreError("EINVAL")
+    watch = conn.watches.get((server.canonical(conn, words[0], special=True), words[1]))
+    if watch is None:
+        raise XenstoreError("ENOENT")
+    server.watches.remove(watch)
+    return OK
+
+
+def do_reset_watches(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    server.watches.remove_all(conn)
+    server.end_transactions(conn)
+    return OK
+
+
+def do_transaction_start(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    if isinstance(view, Transaction):
+        raise XenstoreError("EBUSY")
+    return b"%d\0" % server.start_transaction(conn)
+
+
+def do_transaction_end(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    if request.payload not in (b"T\0", b"F\0"):
+        raise XenstoreError("EINVAL")
+    if not isinstance(view, Transaction):
+        raise XenstoreError("ENOENT")
+    del conn.transactions[request.tx_id]
+    if request.payload == b"F\0":
+        view.end()
+        return OK
+    if view.in_conflict():
+        view.end()
+        raise XenstoreError("EAGAIN")
+    for path, exact, old in view.commit():
+        server.watches.fire(server.store, path, conn, exact=exact, old_perms=old)
+    return OK
+
+
+def do_get_domain_path(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    return home_of(_domid(_only_word(request))) + b"\0"
+
+
+def do_is_domain_introduced(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes:
+    domid = _domid(_only_word(request))
+    return b"T\0" if domid in server.introduced or domid == DOMID_SELF else b"F\0"
+
+
+def do_control(
+    server: XenstoreServer, conn: Connection, request: Request, view: View
+) -> bytes | None:
+    words = request.payload.split(b"\0")[:-1]
+    handler = server.control.get(words[0]) if words else None
+    if handler is None:
+        raise XenstoreError("EINVAL")
+    return handler(conn, request, words[1:])
+
+
+# Indexed by message type: the function, None for ENOSYS, and the row's flags.
+TABLE: list[tuple[Handler | None, int]] = [(None, 0)] * XS_TYPE_COUNT
+TABLE[XS_CONTROL] = (do_control, PRIVILEGED)
+TABLE[XS_DIRECTORY] = (do_directory, 0)
+TABLE[XS_READ] = (do_read, 0)
+TABLE[XS_GET_PERMS] = (do_get_perms, 0)
+TABLE[XS_WATCH] = (do_watch, NO_TRANSACTION)
+TABLE[XS_UNWATCH] = (do_unwatch, NO_TRANSACTION)
+TABLE[XS_TRANSACTION_START] = (do_transaction_start, 0)
+TABLE[XS_TRANSACTION_END] = (do_transaction_end, 0)
+TABLE[XS_INTRODUCE] = (None, PRIVILEGED)
+TABLE[XS_RELEASE] = (None, PRIVILEGED)
+TABLE[XS_GET_DOMAIN_PATH] = (do_get_domain_path, 0)
+TABLE[XS_WRITE] = (do_write, 0)
+TABLE[XS_MKDIR] = (do_mkdir, 0)
+TABLE[XS_RM] = (do_rm, 0)
+TABLE[XS_SET_PERMS] = (do_set_perms, 0)
+TABLE[XS_IS_DOMAIN_INTRODUCED] = (do_is_domain_introduced, PRIVILEGED)
+TABLE[XS_RESUME] = (None, PRIVILEGED)
+TABLE[XS_SET_TARGET] = (None, PRIVILEGED)
+TABLE[XS_RESET_WATCHES] = (do_reset_watches, 0)
+TABLE[XS_DIRECTORY_PART] = (do_directory_part, 0)
+TABLE[XS_GET_FEATURE] = (None, 0)
+TABLE[XS_SET_FEATURE] = (None, PRIVILEGED)
+TABLE[XS_GET_QUOTA] = (None, 0)
+TABLE[XS_SET_QUOTA] = (None, PRIVILEGED)
+
+
+def _only_word(request: Request) -> bytes:
+    """The payload if it is one string with its NUL at the end."""
+    payload = request.payload
+    if not payload or payload.find(b"\0") != len(payload) - 1:
+        raise XenstoreError("EINVAL")
+    return payload[:-1]
+
+
+def _path(
+    server: XenstoreServer, conn: Connection, request: Request, special: bool = False
+) -> bytes:
+    return server.canonical(conn, _only_word(request), special=special)
+
+
+def _get_node(
+    server: XenstoreServer, conn: Connection, view: View, path: bytes, wanted: int
+) -> Node:
+    """The node at `path`, if the connection may do all of `wanted` with it."""
+    node = view.find(path)
+    if conn.privileged:
+        if node is None:
+            raise XenstoreError("ENOENT")
+        return node
+    allowed = server.store.allowed
+    if node is None or allowed(node, conn.domid, conn.target) & wanted != wanted:
+        above = view.find(parent_of(path))
+        while above is None:
+            path = parent_of(path)
+            above = view.find(parent_of(path))
+        known = node is None and allowed(above, conn.domid, conn.target) & wanted
+        raise XenstoreError("ENOENT" if known else "EACCES")
+    return node
+
+
+def _may_write(server: XenstoreServer, conn: Connection, view: View, path: bytes) -> Node | None:
+    """The node at `path`, None if there is none and the connection may make it; else EACCES."""
+    if conn.privileged:
+        return view.find(path)
+    try:
+        return _get_node(server, conn, view, path, perms.WRITE)
+    except XenstoreError as error:
+        if error.name != "ENOENT":
+            raise
+        return None
+
+
+def _create(
+    server: XenstoreServer, conn: Connection, view: View, path: bytes, value: bytes
+) -> None:
+    """Makes a node and those missing above it, with the permissions of the nearest that exists."""
+    missing = [path]
+    above = view.find(parent_of(path))
+    while above is None:
+        missing.append(parent_of(missing[-1]))
+        above = view.find(parent_of(missing[-1]))
+    inherited = above.perms
+    if not conn.privileged:
+        inherited = perms.with_owner(inherited, conn.domid)
+    while len(missing) > 1:
+        view.create(missing.pop(), b"", inherited)
+    view.create(path, value, inherited)
+
+
+def _names(node: Node) -> bytes:
+    names = node.names()
+    return b"\0".join(names) + b"\0" if names else b""
+
+
+def _atoi(text: bytes) -> int:
+    """C's `atoi`: the number a string starts with, 0 if with none."""
+    text = text.lstrip(b" \t\n\v\f\r")
+    end = 1 if text[:1] in (b"+", b"-") else 0
+    while text[end : end + 1].isdigit():
+        end += 1
+    digits = text[:end]
+    return int(digits) if digits.lstrip(b"+-") else 0
+
+
+def _domid(text: bytes) -> int:
+    """A domain id as C's `strtoul` reads it, all of it; EINVAL if that is none."""
+    if not text:
+        return 0
+    digits = text.lstrip(b" \t\n\v\f\r")
+    if not digits.removeprefix(b"+").isdigit() or int(digits) > 0xFFFF:
+        raise XenstoreError("EINVAL")
+    return int(digits)

@@ -1,0 +1,286 @@
+"""The Xenstore server core: bytes of clients in, bytes for clients out.
+
+Specification: Xen `docs/misc/xenstore.txt`, `public/io/xs_wire.h`. It does no input or output, has
+no clock but the one it is given, and no state but its own: the same core is run by a socket loop,
+by rings and by the simulator.
+
+    owner: receive(conn, bytes) ──▶ parse ──▶ fast path or requests.TABLE ──▶ conn.out
+                                                    └─ events ──▶ out of others, `touched`
+
+**Invariants.** Replies come in the order of the requests. Events of a change come before the
+reply to the request that made it. Any way to cut the input into pieces gives the same output. A
+message that can't be (a payload over 4096 bytes) sets `closing` and nothing after it is looked at;
+no other connection notices.
+
+Why the fast paths: three quarters of all requests are READ, WRITE and DIRECTORY of an existing
+path, without a transaction, by domain 0. For these there is nothing to check that the lookup of
+the path does not already prove.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+
+from xenlive.abi.xs_wire import (
+    XENSTORE_PAYLOAD_MAX,
+    XS_DIRECTORY,
+    XS_ERROR,
+    XS_READ,
+    XS_TRANSACTION_START,
+    XS_TYPE_COUNT,
+    XS_WRITE,
+    XSD_ERRORS,
+)
+from xenlive.errors import XenstoreError
+from xenlive.xenstore import control, requests
+from xenlive.xenstore.connection import Connection
+from xenlive.xenstore.paths import canonical
+from xenlive.xenstore.quota import Quotas
+from xenlive.xenstore.requests import Request
+from xenlive.xenstore.store import Store
+from xenlive.xenstore.transaction import Transaction
+from xenlive.xenstore.watches import Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenlive.xenstore.requests import View
+
+    ControlHandler = Callable[[Connection, Request, list[bytes]], bytes | None]
+
+_HEADER = struct.Struct("<IIII").unpack_from
+_U32 = struct.Struct("<I").pack
+_ERROR_TYPE = _U32(XS_ERROR)
+_OK_TAIL = _U32(3) + b"OK\0"
+
+
+class XenstoreServer:
+    """One store and its clients. `now` gives seconds, for the age of transactions only."""
+
+    __slots__ = (
+        "_now",
+        "connections",
+        "control",
+        "control_help",
+        "hold_transactions",
+        "introduced",
+        "on_print",
+        "quotas",
+        "store",
+        "watches",
+    )
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.store = Store()
+        self.store.populate()
+        self.watches = Watches()
+        self.quotas = Quotas()
+        self.connections: dict[Connection, None] = {}
+        self.introduced: set[int] = {0}
+        # While set, a TRANSACTION_START of a connection without a transaction has to wait, and
+        # all that follows it: so the open transactions run out before a live update.
+        self.hold_transactions = False
+        self.on_print: Callable[[bytes], None] | None = None
+        self.control: dict[bytes, ControlHandler] = {}
+        self.control_help: dict[bytes, bytes] = {}
+        control.install(self)
+
+    @property
+    def node_count(self) -> int:
+        """Nodes of the tree, the root and the special ones included."""
+        return len(self.store.nodes) + len(self.store.special)
+
+    @property
+    def watch_count(self) -> int:
+        """Watches of all connections."""
+        return self.watches.count
+
+    @property
+    def touched(self) -> list[Connection]:
+        """Connections that got output other than the one being served; see `drain_touched`."""
+        return self.watches.touched
+
+    def drain_touched(self) -> list[Connection]:
+        """Connections that got output since the last call, other than by their own requests."""
+        touched = self.watches.touched
+        self.watches.touched = []
+        for conn in touched:
+            conn.touched = False
+        return touched
+
+    def connect(self, domid: int = 0) -> Connection:
+        """A new connection; domain 0, that is every socket, is privileged."""
+        conn = Connection(domid)
+        self.store.add_domain(domid)
+        self.connections[conn] = None
+        return conn
+
+    def disconnect(self, conn: Connection) -> None:
+        """Forgets a connection, its watches and its transactions."""
+        self.watches.remove_all(conn)
+        self.end_transactions(conn)
+        self.connections.pop(conn, None)
+        conn.out.clear()
+        conn.events.clear()
+        conn.closing = True
+
+    def receive(self, conn: Connection, data: bytes) -> bool:
+        """Takes bytes a client sent, in any pieces; what there is to say goes to `out`.
+
+        True if the owner has to look at the connection: it is `closing` or `held`.
+        """
+        if conn.unparsed:
+            data = conn.unparsed + data
+            conn.unparsed = b""
+        if conn.closing:
+            return True
+        store = self.store
+        nodes = store.nodes
+        out = conn.out
+        privileged = conn.privileged
+        size = len(data)
+        start = 0
+        while size - start >= 16:
+            kind, _, tx_id, length = _HEADER(data, start)
+            if length > XENSTORE_PAYLOAD_MAX:
+                conn.closing = True
+                return True
+            body = start + 16
+            end = body + length
+            if end > size:
+                break
+            if privileged and not tx_id:
+                if kind == XS_READ:
+                    node = nodes.get(data[body : end - 1])
+                    if node is not None and not data[end - 1]:
+                        value = node.value
+                        out.append(data[start : start + 12] + _U32(len(value)) + value)
+                        start = end
+                        continue
+                elif kind == XS_WRITE:
+                    nul = data.find(0, body, end)
+                    path = data[body:nul]
+                    node = nodes.get(path)
+                    if node is not None and nul >= 0:
+                        store.put_value(path, node, data[nul + 1 : end])
+                        if self.watches.by_path:
+                            self.watches.fire(store, path, conn)
+                        out.append(data[start : start + 12] + _OK_TAIL)
+                        start = end
+                        continue
+                elif kind == XS_DIRECTORY:
+                    node = nodes.get(data[body : end - 1])
+                    if (
+                        node is not None
+                        and not data[end - 1]
+                        and 0 < node.children_bytes <= XENSTORE_PAYLOAD_MAX
+                        and node.children is not None
+                    ):
+                        out.append(
+                            data[start : start + 12]
+                            + _U32(node.children_bytes)
+                            + b"\0".join(node.children)
+                            + b"\0"
+                        )
+                        start = end
+                        continue
+            if kind == XS_TRANSACTION_START and self.hold_transactions and not conn.transactions:
+                conn.held = True
+                break
+            self._serve(conn, Request(data[start : start + 12], kind, tx_id, data[body:end]))
+            if conn.closing:
+                return True
+            start = end
+        if start < size:
+            conn.unparsed = data[start:] if start else data
+        return conn.held
+
+    def release_held(self) -> list[Connection]:
+        """Ends `hold_transactions`: serves what waited, and returns the connections it was of."""
+        self.hold_transactions = False
+        released = [conn for conn in self.connections if conn.held]
+        for conn in released:
+            conn.held = False
+            self.receive(conn, b"")
+        return released
+
+    def reply(self, conn: Connection, request: Request, payload: bytes) -> None:
+        """Answers a request, maybe one whose handler had put the answer off."""
+        if len(payload) > XENSTORE_PAYLOAD_MAX:
+            self.refuse(conn, request, "E2BIG")
+            return
+        conn.out.append(request.head + _U32(len(payload)) + payload)
+
+    def refuse(self, conn: Connection, request: Request, name: str) -> None:
+        """Answers a request with an error, by name; what the protocol has no word for is EINVAL."""
+        if name not in XSD_ERRORS:
+            name = "EINVAL"
+        payload = name.encode() + b"\0"
+        conn.out.append(_ERROR_TYPE + request.head[4:] + _U32(len(payload)) + payload)
+
+    def open_transactions(self) -> list[tuple[int, float]]:
+        """For each connection with open transactions: its domain, and since how many seconds."""
+        now = self._now()
+        return [
+            (conn.domid, now - conn.started_s) for conn in self.connections if conn.transactions
+        ]
+
+    def drop_transactions(self) -> None:
+        """Ends all open transactions without an effect, as a live update does."""
+        for conn in self.connections:
+            self.end_transactions(conn)
+
+    def start_transaction(self, conn: Connection) -> int:
+        """Opens a transaction and returns its id, which counts from 1 on each connection."""
+        if not conn.transactions:
+            conn.started_s = self._now()
+        number = conn.next_transaction
+        while number == 0 or number in conn.transactions:
+            number = (number + 1) & 0xFFFFFFFF
+        conn.next_transaction = (number + 1) & 0xFFFFFFFF
+        conn.transactions[number] = Transaction(self.store)
+        return number
+
+    def end_transactions(self, conn: Connection) -> None:
+        """Ends a connection's transactions without an effect."""
+        for transaction in conn.transactions.values():
+            transaction.end()
+        conn.transactions.clear()
+
+    def canonical(self, conn: Connection, raw: bytes, *, special: bool = False) -> bytes:
+        """The absolute path a connection means by `raw`; XenstoreError EINVAL if there is none."""
+        return canonical(conn.home, raw, special, self.quotas.values["path-max"] or 1 << 16)
+
+    def changed(
+        self, conn: Connection, view: View, path: bytes, old_perms: bytes | None = None
+    ) -> None:
+        """Tells, or notes for the commit, that a request changed `path`."""
+        if isinstance(view, Transaction):
+            view.note_event(path, below=True)
+        elif self.watches.by_path:
+            self.watches.fire(view, path, conn, old_perms=old_perms)
+
+    def _serve(self, conn: Connection, request: Request) -> None:
+        handler, flags = None, 0
+        if request.kind < XS_TYPE_COUNT:
+            handler, flags = requests.TABLE[request.kind]
+        try:
+            if flags & requests.PRIVILEGED and not conn.privileged:
+                raise XenstoreError("EACCES")
+            if handler is None:
+                raise XenstoreError("ENOSYS")
+            view: View = self.store
+            if request.tx_id and not flags & requests.NO_TRANSACTION:
+                transaction = conn.transactions.get(request.tx_id)
+                if transaction is None:
+                    raise XenstoreError("ENOENT")
+                view = transaction
+            payload = handler(self, conn, request, view)
+        except XenstoreError as error:
+            self.refuse(conn, request, error.name)
+        else:
+            if payload is not None:
+                self.reply(conn, request, payload)

@@ -1,0 +1,247 @@
+"""Transactions: a view of the store that becomes true at once, or not at all.
+
+Specification: Xen `docs/misc/xenstore.txt`, "Transactions"; conflicts as in the C daemon. Each
+node is copied into the transaction when it is first looked at. A transaction is in conflict if one
+of those nodes, or its absence, is no longer what it was then: its generation tells.
+
+    first look ─▶ TxNode (value, perms, names as of now) ─▶ changed in here ─▶ log of changes
+    commit: all generations as they were? ── no ─▶ EAGAIN
+                                          └─ yes ▶ the log is run on the store, then the events
+
+**Invariants.** Until it is committed a transaction changes nothing outside. What it costs depends
+on what it touches, not on the size of the store or of a directory it adds to: the names of a
+directory's children are pinned, not copied. Since nothing it looked at has changed, the log finds
+the store just as the transaction saw it.
+"""
+
+from __future__ import annotations
+
+from xenlive.xenstore import perms
+from xenlive.xenstore.paths import child_of, parent_of
+from xenlive.xenstore.store import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xenlive.xenstore.store import Store
+
+_MISSING = -1
+
+_PUT_VALUE, _PUT_PERMS, _CREATE, _REMOVE = range(4)
+
+
+class _Change:
+    """One entry of the log; a later value or permissions replace those of an earlier entry."""
+
+    __slots__ = ("kind", "path", "perms", "value")
+
+    def __init__(self, kind: int, path: bytes, value: bytes = b"", node_perms: bytes = b"") -> None:
+        self.kind = kind
+        self.path = path
+        self.value = value
+        self.perms = node_perms
+
+
+class TxNode(Node):
+    """A node as one transaction sees it; `seen` is the generation outside at the first look."""
+
+    __slots__ = (
+        "added",
+        "base",
+        "base_names",
+        "event_below",
+        "event_here",
+        "exists",
+        "old_perms",
+        "removed",
+        "seen",
+        "value_change",
+    )
+
+    def __init__(self, base: Node | None, store: Store) -> None:
+        self.base = base
+        self.base_names: dict[bytes, None] | None = None
+        self.old_perms: bytes | None = None
+        if base is None:
+            super().__init__(b"", b"", _MISSING)
+        else:
+            fresh = perms.without_stale(base.perms, base.generation, store.domains)
+            super().__init__(base.value, fresh, base.generation)
+            self.base_names = store.pin_children(base)
+            self.children_bytes = base.children_bytes
+            self.old_perms = fresh
+        self.seen = self.generation
+        self.exists = base is not None
+        self.added: dict[bytes, None] | None = None
+        self.removed: set[bytes] | None = None
+        self.event_here = False
+        self.event_below = False
+        self.value_change: _Change | None = None
+
+    def names(self) -> Iterable[bytes]:
+        kept: Iterable[bytes] = self.base_names or ()
+        if self.removed:
+            removed = self.removed
+            kept = [name for name in kept if name not in removed]
+        return [*kept, *self.added] if self.added else kept
+
+    def link(self, name: bytes) -> None:
+        """Adds a child's name, which is not there."""
+        if self.added is None:
+            self.added = {}
+        self.added[name] = None
+        self.children_bytes += len(name) + 1
+
+    def unlink(self, name: bytes) -> None:
+        """Takes away a child's name."""
+        if self.added is not None and name in self.added:
+            del self.added[name]
+        else:
+            if self.removed is None:
+                self.removed = set()
+            self.removed.add(name)
+        self.children_bytes -= len(name) + 1
+
+    def start_over(self, value: bytes, node_perms: bytes) -> None:
+        """Makes this the fresh node at a path where there was none."""
+        self.exists = True
+        self.value = value
+        self.perms = node_perms
+        self.hide_names()
+
+    def hide_names(self) -> None:
+        """Forgets all children."""
+        self.added = None
+        self.removed = set(self.base_names) if self.base_names else None
+        self.children_bytes = 0
+
+
+class Transaction:
+    """One open transaction; it has the store's own `find`, `put_…`, `create` and `remove`."""
+
+    __slots__ = ("_log", "_store", "nodes")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._log: list[_Change] = []
+        self.nodes: dict[bytes, TxNode] = {}
+        store.generation += 1
+
+    def find(self, path: bytes) -> TxNode | None:
+        """The node at `path` in this view; from now on it must not change outside."""
+        node = self._look(path)
+        return node if node.exists else None
+
+    def put_value(self, path: bytes, node: Node, value: bytes) -> None:
+        """Changes the value of the node at `path`."""
+        seen = self.nodes[path]
+        seen.value = value
+        self._touch(seen)
+        if seen.value_change is None:
+            seen.value_change = _Change(_PUT_VALUE, path)
+            self._log.append(seen.value_change)
+        seen.value_change.value = value
+
+    def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
+        """Changes the permissions of the node at `path`."""
+        seen = self.nodes[path]
+        seen.perms = node_perms
+        self._touch(seen)
+        last = self._log[-1] if self._log else None
+        if last is None or last.kind != _PUT_PERMS or last.path != path:
+            last = _Change(_PUT_PERMS, path)
+            self._log.append(last)
+        last.perms = node_perms
+
+    def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
+        """Makes the node at `path`, which is not there in this view while its parent is."""
+        node = self._look(path)
+        parent = self._look(parent_of(path))
+        parent.link(path[path.rfind(b"/") + 1 :])
+        self._touch(parent)
+        node.start_over(value, node_perms)
+        self._touch(node)
+        node.value_change = _Change(_CREATE, path, value, node_perms)
+        self._log.append(node.value_change)
+        return node
+
+    def remove(self, path: bytes) -> None:
+        """Removes the node at `path`, not `/`, and all below it, and notes their events."""
+        parent = self._look(parent_of(path))
+        todo = [path]
+        while todo:
+            each = todo.pop()
+            node = self._look(each)
+            below = [child_of(each, name) for name in node.names()]
+            below.reverse()
+            todo.extend(below)
+            node.exists = False
+            node.value_change = None
+            node.hide_names()
+            self._touch(node)
+            self.note_event(each, below=each == path)
+        parent.unlink(path[path.rfind(b"/") + 1 :])
+        self._touch(parent)
+        self._log.append(_Change(_REMOVE, path))
+
+    def note_event(self, path: bytes, *, below: bool) -> None:
+        """Says that a change at `path` is to be told when this is committed.
+
+        `below` also tells those who watch a path above it.
+        """
+        node = self.nodes[path]
+        node.event_here = True
+        node.event_below |= below
+
+    def in_conflict(self) -> bool:
+        """Whether something this transaction looked at has changed since."""
+        find = self._store.find
+        for path, node in self.nodes.items():
+            now = find(path)
+            if (_MISSING if now is None else now.generation) != node.seen:
+                return True
+        return False
+
+    def commit(self) -> list[tuple[bytes, bool, bytes | None]]:
+        """Changes the store; only if not `in_conflict`. Ends the transaction.
+
+        Returns the events in order: path, whether only watches right on it are meant, and the
+        permissions the node had before, if it was there.
+        """
+        self.end()
+        store = self._store
+        for change in self._log:
+            if change.kind == _CREATE:
+                store.create(change.path, change.value, change.perms)
+            elif change.kind == _REMOVE:
+                store.remove(change.path)
+            else:
+                node = store.find(change.path)
+                if node is None:
+                    raise RuntimeError(f"the log of a transaction misses {change.path!r}")
+                if change.kind == _PUT_VALUE:
+                    store.put_value(change.path, node, change.value)
+                else:
+                    store.put_perms(change.path, node, change.perms)
+        return [
+            (path, not node.event_below, node.old_perms)
+            for path, node in self.nodes.items()
+            if node.event_here and (node.exists or node.old_perms is not None)
+        ]
+
+    def end(self) -> None:
+        """Lets go of what is pinned. Each transaction is ended exactly once."""
+        for node in self.nodes.values():
+            if node.base is not None:
+                self._store.unpin_children(node.base, node.base_names)
+
+    def _look(self, path: bytes) -> TxNode:
+        node = self.nodes.get(path)
+        if node is None:
+            node = self.nodes[path] = TxNode(self._store.find(path), self._store)
+        return node
+
+    def _touch(self, node: TxNode) -> None:
+        self._store.generation += 1
+        node.generation = self._store.generation
