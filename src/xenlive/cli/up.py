@@ -1,0 +1,92 @@
+"""`xenlive up`: the host process of one Xenstore stub domain, in the foreground."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from xenlive.cli.options import rundir_option
+from xenlive.domain.config import Config
+from xenlive.errors import ConfigError
+from xenlive.machine.hosted.image import installed_image
+
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes: `8388608`, `8192K`, `8M`, `1G`."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of bytes; usage error for anything else."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,12})([KMG]?)", str(value).upper())
+        if match is None:
+            self.fail(f"{value!r} is no size; write 8M, for example", param, ctx)
+        return int(match[1]) * SIZES[match[2]]
+
+
+def read_config(path: Path | None) -> list[str]:
+    """The command line words that carry a configuration file; ConfigError names the line."""
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), 0, f"can't be read: {error}") from None
+    return Config.parse(text, str(path)).as_options()
+
+
+def image_path(image: Path | None) -> str:
+    """An image's absolute path, as the domain is told; of the installed xenlive if None."""
+    return installed_image() if image is None else str(image.absolute())
+
+
+@click.command()
+@click.argument("image", required=False, type=click.Path(path_type=Path))
+@rundir_option
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Xenstore's socket.  [default: socket in the run directory]",
+)
+@click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Mini-OS configuration of the domain.  [default: the image's own]",
+)
+@click.option(
+    "--memory", type=SizeType(), default="8M", show_default=True, help="Size of the domain's RAM."
+)
+def up_command(
+    image: Path | None, rundir: Path, socket_path: Path | None, config: Path | None, memory: int
+) -> int:
+    """Run a Xenstore stub domain in the foreground, until SIGTERM or Ctrl-C.
+
+    IMAGE is what the domain boots: a folder with __main__.py or a zipapp; without one, the
+    installed xenlive. Clients find it with XENSTORED_PATH or XENSTORED_RUNDIR.
+    """
+    from xenlive.machine.hosted.host import Host
+
+    options = read_config(config)
+    with Host(
+        str(rundir),
+        socket_path=str(socket_path) if socket_path is not None else None,
+        options=options,
+        ram_bytes=memory,
+        image=image_path(image),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    ) as host:
+        print(f"Xenstore on {host.socket_path}, run directory {host.rundir}", flush=True)
+        return host.run()

@@ -1,0 +1,105 @@
+"""What a kernel can ask of the machine it runs on, whichever machine that is.
+
+A `GuestMachine` is what stands below a domain's code: guest memory, the grant table's pages, event
+channels, a console, and kexec. `hosted/guest.py` is the one of a real process, `sim/` has one
+without processes; a kernel knows neither.
+"""
+
+from __future__ import annotations
+
+from xenlive.domain.events import EventChannels
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from xenlive.errors import UpdateError
+    from xenlive.memory.address import PhysAddr
+    from xenlive.memory.guest import GuestMemory
+
+
+class ImageAnswer:
+    """What an image said of itself when it was tried: its version, the state streams it reads."""
+
+    __slots__ = ("streams", "version")
+
+    def __init__(self, version: str, streams: tuple[int, ...]) -> None:
+        self.version = version
+        self.streams = streams
+
+
+class EventLoop:
+    """What a machine needs of a kernel's loop, to do work beside its serving."""
+
+    __slots__ = ()
+
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever `fd` is readable."""
+        raise NotImplementedError
+
+    def unwatch_fd(self, fd: int) -> None:
+        """Forgets `fd`; it must still be open."""
+        raise NotImplementedError
+
+    def call_at(self, when_s: float, callback: Callable[[], None]) -> object:
+        """Calls `callback` once, at `when_s` of the machine's clock or soon after."""
+        raise NotImplementedError
+
+
+class GuestMachine(EventChannels):
+    """Processor and hypervisor as one domain sees them."""
+
+    __slots__ = ("domid", "grant_frames", "load_end", "memory")
+
+    #: The domain's own id.
+    domid: int
+    #: Guest physical memory.
+    memory: GuestMemory
+    #: The grant table's pages, live and shared with the hypervisor.
+    grant_frames: memoryview
+    #: Where the image of the next kernel ends in guest memory, and its start info may begin.
+    load_end: PhysAddr
+
+    def now_s(self) -> float:
+        """The machine's clock in seconds: it never runs backwards, and kernels share it."""
+        raise NotImplementedError
+
+    def console(self, text: str) -> None:
+        """Writes one line to the domain's console."""
+        raise NotImplementedError
+
+    def milestone(self, name: str, when_ns: int = 0) -> None:
+        """Tells the host that a step was reached, now or at `when_ns` of the machine's clock."""
+        raise NotImplementedError
+
+    def connect_ninepfs(self, ring_ref: int, port: int) -> None:
+        """Has the 9pfs backend attach to the rings behind a granted interface page."""
+        raise NotImplementedError
+
+    def validate_image(self, image: str) -> None:
+        """Refuses what can't be an image: UpdateError, in the C daemon's words where it has any."""
+        raise NotImplementedError
+
+    def try_image(
+        self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
+    ) -> None:
+        """Finds out beside the serving whether `image` runs, and is a kernel; answers later.
+
+        UpdateError if it can't even be tried.
+        """
+        raise NotImplementedError
+
+    def kexec(
+        self,
+        image: str,
+        start_info: PhysAddr,
+        fallback: str,
+        fallback_start_info: PhysAddr,
+        keep: Iterable[int],
+    ) -> None:
+        """Enters `image`; memory, grants, ports and the descriptors `keep` stay.
+
+        If it ends before it has taken over, `fallback` is entered instead. Does not return; OSError
+        if the processor can't be entered, and then all is as it was.
+        """
+        raise NotImplementedError

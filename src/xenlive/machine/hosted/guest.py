@@ -1,0 +1,212 @@
+"""The hosted machine as the domain process sees it: RAM, hypercalls, event channels, kexec.
+
+A kernel is entered with the descriptor of its hypercall channel and the address of its start info
+(`image.py`); `HostedGuest` turns the first into a machine:
+
+    machine = HostedGuest(channel_fd)
+    machine.memory           GuestMemory over the RAM memfd
+    machine.grant_frames     live view of the grant table's pages, shared with the hypervisor
+    machine.alloc_unbound()  and the rest of `EventChannels`: doorbells are eventfds
+    machine.kexec(...)       execve of the next image on the same descriptors
+
+**Invariants.** Only the channel and what the caller names survive `kexec`; RAM, grant frames and
+doorbells are asked for again by the next kernel, from the hypervisor that kept them. A hypercall
+that the hypervisor refuses is a HypercallError and changed nothing.
+"""
+
+from __future__ import annotations
+
+import _socket
+import mmap
+import os
+import select
+import struct
+import sys
+import time
+
+from xenlive.errors import BootError, HypercallError
+from xenlive.machine.guest import GuestMachine
+from xenlive.machine.hosted import hypercall as hc
+from xenlive.machine.hosted.image import LOAD_END, entry_command, validate_image
+from xenlive.machine.hosted.trial import Trial
+from xenlive.memory.guest import GuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from xenlive.errors import UpdateError
+    from xenlive.machine.guest import EventLoop, ImageAnswer
+    from xenlive.memory.address import PhysAddr
+
+_FDS_MAX = 4
+
+
+class HostedGuest(GuestMachine):
+    """The machine under one domain process; `channel_fd` is its hypercall channel."""
+
+    __slots__ = (
+        "_channel",
+        "_doorbells",
+        "_grants",
+        "_ram",
+    )
+
+    def __init__(self, channel_fd: int) -> None:
+        self._channel = _socket.socket(fileno=channel_fd)
+        self._channel.setblocking(True)
+        self._doorbells: dict[int, tuple[int, int]] = {}
+        values, fds = self._call(hc.MEMORY_MAP, want_fds=2)
+        ram_size, grant_size, self.domid = values[0], values[1], values[2]
+        try:
+            for fd, size in zip(fds, (ram_size, grant_size), strict=True):
+                if size == 0 or os.fstat(fd).st_size < size:
+                    raise BootError("memory-map", f"the hypervisor names {size} bytes of memory")
+            self._ram = mmap.mmap(fds[0], ram_size)
+            self._grants = mmap.mmap(fds[1], grant_size)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self.memory = GuestMemory([(0, self._ram)])
+        self.load_end = LOAD_END
+        self.grant_frames = memoryview(self._grants)
+
+    # -- hypercalls ------------------------------------------------------------------------------
+
+    def _call(
+        self, op: int, a0: int = 0, a1: int = 0, a2: int = 0, want_fds: int = 0
+    ) -> tuple[tuple[int, int, int, int], list[int]]:
+        name = hc.NAMES[op]
+        self._channel.send(hc.CALL.pack(op, a0, a1, a2, 0))
+        room = _socket.CMSG_SPACE(4 * _FDS_MAX) if want_fds else 0
+        packet, ancillary, _flags, _ = self._channel.recvmsg(hc.ANSWER.size, room)
+        fds: list[int] = []
+        for level, kind, data in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
+        if len(packet) < hc.ANSWER.size:
+            raise HypercallError(name, 5, "the hypervisor is gone")
+        status, v0, v1, v2, v3 = hc.ANSWER.unpack(packet)
+        if status < 0 or len(fds) != want_fds:
+            for fd in fds:
+                os.close(fd)
+            raise HypercallError(name, -status if status < 0 else 5)
+        return (v0, v1, v2, v3), fds
+
+    def _tell(self, op: int, payload: bytes, a0: int = 0) -> None:
+        self._channel.send(hc.CALL.pack(op, a0, 0, 0, 0) + payload[: hc.PAYLOAD_MAX])
+
+    @property
+    def channel_fd(self) -> int:
+        """The channel's descriptor: readable only when the hypervisor is gone."""
+        return self._channel.fileno()
+
+    def now_s(self) -> float:
+        """CLOCK_MONOTONIC in seconds."""
+        return time.monotonic()
+
+    def console(self, text: str) -> None:
+        """Writes a line to the domain's console."""
+        self._tell(hc.CONSOLE_WRITE, text.encode("utf-8", "replace"))
+
+    def milestone(self, name: str, when_ns: int = 0) -> None:
+        """Tells the host that a step of boot or update was reached, now or at `when_ns`."""
+        self._tell(hc.MILESTONE, name.encode(), when_ns or time.monotonic_ns())
+
+    def listener(self) -> int:
+        """A descriptor of the listening socket of this domain's service."""
+        _, fds = self._call(hc.LISTENER, want_fds=1)
+        os.set_blocking(fds[0], False)
+        return fds[0]
+
+    def connect_ninepfs(self, ring_ref: int, port: int) -> None:
+        """Has the host's 9pfs backend attach to the rings behind a granted interface page."""
+        self._call(hc.NINEPFS_CONNECT, ring_ref, port)
+
+    # -- event channels --------------------------------------------------------------------------
+
+    def alloc_unbound(self, remote_domid: int) -> int:
+        """A new port that `remote_domid` may bind to."""
+        (port, *_), _fds = self._call(hc.EVTCHN_ALLOC_UNBOUND, remote_domid)
+        self.bind(port)
+        return port
+
+    def bind(self, port: int) -> None:
+        """Takes up a port of this domain, after a kexec too. HypercallError for a wild port."""
+        _, fds = self._call(hc.EVTCHN_BIND, port, want_fds=2)
+        for fd in self._doorbells.pop(port, ()):
+            os.close(fd)
+        self._doorbells[port] = (fds[0], fds[1])
+
+    def notify(self, port: int) -> None:
+        """Rings the other end's bell."""
+        os.eventfd_write(self._bells(port)[0], 1)
+
+    def wait(self, port: int, timeout_s: float) -> bool:
+        """Waits until the other end has rung; False when it did not within `timeout_s`."""
+        bell = self._bells(port)[1]
+        try:
+            os.eventfd_read(bell)
+            return True
+        except BlockingIOError:
+            pass
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            return False
+        try:
+            os.eventfd_read(bell)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self, port: int) -> None:
+        """Closes a port for good."""
+        for fd in self._doorbells.pop(port, ()):
+            os.close(fd)
+        self._call(hc.EVTCHN_CLOSE, port)
+
+    def _bells(self, port: int) -> tuple[int, int]:
+        try:
+            return self._doorbells[port]
+        except KeyError:
+            raise HypercallError("evtchn_send", 22, f"port {port} is not bound") from None
+
+    # -- images and kexec ------------------------------------------------------------------------
+
+    def validate_image(self, image: str) -> None:
+        """Refuses a path that can't be an image (`image.py`)."""
+        validate_image(image)
+
+    def try_image(
+        self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
+    ) -> None:
+        """Runs the image with `--preflight` in a process of its own (`trial.py`)."""
+        Trial(loop, image, on_done).start()
+
+    def kexec(
+        self,
+        image: str,
+        start_info: PhysAddr,
+        fallback: str,
+        fallback_start_info: PhysAddr,
+        keep: Iterable[int],
+    ) -> None:
+        """Replaces this kernel: execve of `image` with the channel and the descriptors `keep`.
+
+        Does not return. OSError if the processor can't be entered; then all is as it was.
+        """
+        changed: list[int] = []
+        try:
+            for fd in (self._channel.fileno(), *keep):
+                if not os.get_inheritable(fd):
+                    os.set_inheritable(fd, True)
+                    changed.append(fd)
+            command = entry_command(
+                image, self._channel.fileno(), start_info, fallback, fallback_start_info
+            )
+            os.execv(sys.executable, command)
+        except BaseException:
+            for fd in changed:
+                os.set_inheritable(fd, False)
+            raise

@@ -1,0 +1,165 @@
+"""From a start info to a stub domain that is ready to serve, on any machine.
+
+    start info ─▶ configuration ─▶ module ─▶ 9pfs device ─▶ store ─▶ ready
+                                   found:      found:        -U: read from the
+                                   attach      take over     device; else new
+                                   else make   else make
+
+The order is the safety: nothing is read through the device before the module and the device's
+record were checked, and nothing is served before the state was read whole.
+
+The command line's words, as the old kernel or the host wrote them: `CONFIG_…=…` overrides the
+image's own configuration, `-U` says that this is a live update and the state waits on the device
+(the C daemon's name for it), others are for whoever looks for them.
+
+**Invariants.** A handed-over module that is not sound is never used and is reported; a first boot
+then makes its own, a live update stops (`BootError`), since what it needs lies in the module. A
+device that can't be taken over stops the boot before any state is read.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.kexec_module import RECORD_9PFS
+from xenlive.domain.config import Config
+from xenlive.domain.grants import GrantTable
+from xenlive.domain.ninepfront import NinePFront
+from xenlive.errors import (
+    BadAddress,
+    BootError,
+    ConfigError,
+    ImageError,
+    ModuleError,
+    OutOfSpace,
+    XenliveError,
+)
+from xenlive.kexec.module import KexecModule
+from xenlive.kexec.start_info import find_kexec_module, parse_start_info
+from xenlive.xenstore.server import XenstoreServer
+from xenlive.xenstore.stream import load_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xenlive.kexec.start_info import StartInfo
+    from xenlive.machine.guest import GuestMachine
+    from xenlive.memory.address import PhysAddr
+    from xenlive.xenstore.stream import LoadedState
+
+#: The configuration of an image that brings none: what Xen's stub domain configures.
+DEFAULT_CONFIG = "CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18\n"
+
+#: The file on the 9pfs device that carries the state from one kernel to the next.
+STATE_FILE = "/xenstore-state"
+
+LIVE_UPDATE = "-U"
+
+#: What is kept free for start infos behind the end of a kernel's image.
+LOAD_RESERVE_BYTES = 0x10000
+
+
+class StubDomain:
+    """A booted stub domain: what the kernel serves with, and what the next update hands over."""
+
+    __slots__ = (
+        "cmdline",
+        "config",
+        "front",
+        "grants",
+        "loaded",
+        "machine",
+        "module",
+        "module_note",
+        "server",
+        "start_info",
+    )
+
+    def __init__(self, machine: GuestMachine, start_info: StartInfo, config: Config) -> None:
+        self.machine = machine
+        self.start_info = start_info
+        self.cmdline = start_info.cmdline
+        self.config = config
+        self.module: KexecModule | None = None
+        self.module_note = ""
+        self.grants = GrantTable(machine.grant_frames)
+        self.front: NinePFront | None = None
+        self.server = XenstoreServer(now=machine.now_s)
+        self.loaded: LoadedState | None = None
+
+    @property
+    def is_update(self) -> bool:
+        """Whether this kernel was entered by a live update."""
+        return LIVE_UPDATE in self.cmdline.split()
+
+
+def boot(
+    machine: GuestMachine, address: PhysAddr, image_config: str = DEFAULT_CONFIG
+) -> StubDomain:
+    """Boots a stub domain from the start info at `address`; BootError when it can't be."""
+    try:
+        start_info = parse_start_info(machine.memory, address)
+        config = Config.parse(image_config, "image").with_options(
+            [word for word in start_info.cmdline.split() if word.startswith("CONFIG_")]
+        )
+        domain = StubDomain(machine, start_info, config)
+        _find_or_make_module(domain)
+        _take_over_or_make_device(domain)
+        machine.milestone("booted")
+        if domain.is_update:
+            _read_state(domain)
+            machine.milestone("restored")
+        return domain
+    except BootError:
+        raise
+    except ConfigError as error:
+        raise BootError("config", str(error)) from error
+    except ImageError as error:
+        raise BootError(error.code, error.what) from error
+
+
+def _find_or_make_module(domain: StubDomain) -> None:
+    memory = domain.machine.memory
+    domain.module, domain.module_note = find_kexec_module(domain.start_info, memory)
+    if domain.module is not None:
+        return
+    if domain.start_info.modules:
+        domain.machine.console(domain.module_note)
+    if domain.is_update:
+        raise BootError("no-module", domain.module_note)
+    pages = domain.config.number("KEXEC_MODULE_PAGES")
+    if not domain.config.flag("KEXEC") or pages == 0:
+        return
+    try:
+        loaded = (domain.machine.load_end, LOAD_RESERVE_BYTES)
+        place = domain.start_info.memmap.place_module(pages, [loaded])
+        domain.module = KexecModule.create(memory, place, pages)
+    except (OutOfSpace, ModuleError, BadAddress) as error:
+        raise BootError("module-place", str(error)) from error
+
+
+def _take_over_or_make_device(domain: StubDomain) -> None:
+    machine, module = domain.machine, domain.module
+    if module is None:
+        if domain.config.flag("9PFRONT"):
+            machine.console("no kexec module: the 9pfs device stays off, no live update")
+        return
+    record = module.find_record(RECORD_9PFS)
+    if record is not None:
+        domain.front = NinePFront.resume(machine.memory, module, record, domain.grants, machine)
+    elif domain.is_update:
+        raise BootError("9pfs-no-record", "the handed-over module has no 9pfs device")
+    elif domain.config.flag("9PFRONT"):
+        try:
+            domain.front = NinePFront.create(
+                machine.memory, module, domain.grants, machine, machine.connect_ninepfs
+            )
+        except OutOfSpace as error:
+            # A module that is too small for the rings still works as one; the device stays off.
+            machine.console(f"9pfs device stays off, no live update: {error}")
+
+
+def _read_state(domain: StubDomain) -> None:
+    assert domain.front is not None
+    try:
+        data = domain.front.read_file(STATE_FILE)
+    except XenliveError as error:
+        raise BootError("state-unreadable", f"{STATE_FILE} on the 9pfs device: {error}") from error
+    domain.loaded = load_state(domain.server, data)

@@ -1,0 +1,185 @@
+"""The cold update: freeze, write the state through the ring, kexec. One attempt, step by step.
+
+    freeze      no byte is read from or written to a client      undo: thaw
+    reply       the issuer's OK goes into its pending output     undo: take it out again
+    dump        the state, as a file on the 9pfs device          undo: remove the file
+    device      the ring's private indices go into the record    undo: the record as it was
+    start-info  blocks for the next kernel and for coming back   (they are nobody's memory)
+    kexec       the processor enters the next image              the point of no return
+
+**Invariants.** Each step can be undone until `kexec` has happened, and is, in reverse order, when
+one fails: clients then see nothing but a pause. What the next kernel is given never overlaps the
+handed-over pages. The state on the device is complete before the record says where the ring is.
+"""
+
+from __future__ import annotations
+
+from xenlive.errors import UpdateError, XenliveError
+from xenlive.kexec.stages import Stages
+from xenlive.kexec.start_info import build_start_info
+from xenlive.memory.address import PhysAddr, round_up
+from xenlive.stubdom.boot import LIVE_UPDATE, STATE_FILE
+from xenlive.xenstore.stream import encode_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xenlive.domain.ninepfront import NinePFront
+    from xenlive.kexec.module import KexecModule
+    from xenlive.stubdom.boot import StubDomain
+    from xenlive.stubdom.clients import ClientLoop
+    from xenlive.update.session import Issuer
+
+#: The word by which a kernel that came back finds whom to tell: `issuer=FD`.
+ISSUER_WORD = "issuer="
+
+
+class ColdUpdate:
+    """One attempt to hand `domain` over from `old_image` to `new_image`."""
+
+    __slots__ = (
+        "_blocks",
+        "_cmdline",
+        "_domain",
+        "_front",
+        "_issuer",
+        "_listen_fd",
+        "_loop",
+        "_module",
+        "_new_image",
+        "_old_image",
+        "_old_record",
+        "stages",
+    )
+
+    def __init__(
+        self,
+        domain: StubDomain,
+        loop: ClientLoop,
+        *,
+        old_image: str,
+        new_image: str,
+        cmdline: str,
+        issuer: Issuer,
+        listen_fd: int,
+    ) -> None:
+        module, front = handed_over(domain)
+        self._domain = domain
+        self._loop = loop
+        self._module: KexecModule = module
+        self._front: NinePFront = front
+        self._old_image = old_image
+        self._new_image = new_image
+        self._cmdline = cmdline
+        self._issuer = issuer
+        self._listen_fd = listen_fd
+        self._old_record = b""
+        self._blocks = (PhysAddr(0), PhysAddr(0))
+        self.stages = Stages()
+        self.stages.add("freeze", self._freeze, self._thaw)
+        self.stages.add("reply", self._put_reply, self._take_reply)
+        self.stages.add("dump", self._dump, self._remove_dump)
+        self.stages.add("device", self._save_device, self._restore_device)
+        self.stages.add("start-info", self._write_blocks)
+
+    def run(self) -> None:
+        """Goes through the steps; does not return. UpdateError when one failed and all is undone."""
+        self.stages.run()
+        try:
+            if self.stages.fail_at == "kexec":
+                raise UpdateError("kexec", "made to fail")
+            self._kexec()
+        except Exception as error:
+            why = error.why if isinstance(error, UpdateError) else str(error)
+            raise UpdateError("kexec", "; ".join([why, *self.stages.undo()])) from error
+        raise UpdateError("kexec", "the processor came back")
+
+    # -- the steps -------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        self._domain.machine.milestone("freeze")
+        self._loop.freeze()
+
+    def _thaw(self) -> None:
+        self._loop.thaw()
+
+    def _put_reply(self) -> None:
+        self._issuer.reply(b"OK\0")
+        self._domain.machine.milestone("frozen")
+
+    def _take_reply(self) -> None:
+        self._issuer.take_reply_back()
+
+    def _dump(self) -> None:
+        fds = {connection: fd for connection, fd in self._loop.connections()}
+        state = encode_state(
+            self._domain.server,
+            listen_fd=self._listen_fd,
+            evtchn_fd=-1,
+            fd_of=fds.__getitem__,
+        )
+        self._front.write_file(STATE_FILE, state)
+        self._domain.machine.milestone("dumped")
+
+    def _remove_dump(self) -> None:
+        try:
+            self._front.remove(STATE_FILE)
+        except XenliveError as error:
+            self._domain.machine.console(f"{STATE_FILE} was not removed: {error}")
+
+    def _save_device(self) -> None:
+        self._old_record = self._module.read_record(self._front.device.record)
+        self._front.save()
+
+    def _restore_device(self) -> None:
+        self._module.update_record(self._front.device.record, self._old_record)
+
+    def _write_blocks(self) -> None:
+        machine = self._domain.machine
+        memmap = self._domain.start_info.memmap.for_next_kernel()
+        modules = [(self._module.address, self._module.size_bytes, 0)]
+        forward = f"{LIVE_UPDATE} {self._cmdline}".rstrip()
+        back = f"{LIVE_UPDATE} {ISSUER_WORD}{self._issuer.fd} {plain_words(self._domain.cmdline)}"
+        place = machine.load_end
+        blocks = []
+        for cmdline in (forward, back.rstrip()):
+            block = build_start_info(place, memmap, modules, cmdline)
+            validate_clear_of(self._module, place, len(block))
+            machine.memory.write(place, block)
+            blocks.append(place)
+            place = PhysAddr(round_up(place + len(block), 8))
+        self._blocks = (blocks[0], blocks[1])
+
+    def _kexec(self) -> None:
+        keep = [self._listen_fd, *(fd for _, fd in self._loop.connections())]
+        self._domain.machine.kexec(
+            self._new_image, self._blocks[0], self._old_image, self._blocks[1], keep
+        )
+
+
+def handed_over(domain: StubDomain) -> tuple[KexecModule, NinePFront]:
+    """Module and device of a domain that can be updated; UpdateError if it lacks one."""
+    if domain.module is None:
+        raise UpdateError(
+            "module", "this kernel has no kexec module; set CONFIG_KEXEC and its module's pages"
+        )
+    if domain.front is None:
+        raise UpdateError(
+            "device", "this kernel has no 9pfs device; it needs CONFIG_9PFRONT and 18 module pages"
+        )
+    return domain.module, domain.front
+
+
+def validate_clear_of(module: KexecModule, address: PhysAddr, size: int) -> None:
+    """Refuses what would overwrite handed-over pages: UpdateError, always on."""
+    if address < module.address + module.size_bytes and module.address < address + size:
+        raise UpdateError(
+            "start-info",
+            f"{size} bytes at {address:#x} would overlap the module at {module.address:#x}",
+        )
+
+
+def plain_words(cmdline: str) -> str:
+    """A command line without the words that an update adds."""
+    return " ".join(
+        word for word in cmdline.split() if word != LIVE_UPDATE and not word.startswith(ISSUER_WORD)
+    )
