@@ -1,0 +1,137 @@
+"""Rules for single files: size, docstrings, words, and calls that are not to be made."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tidy.sources import SOURCE, parsed, place, python_files, texts
+
+LINES_MAX = 500
+
+# The project speaks of itself alone. The brackets keep this file from finding itself.
+FOREIGN_WORDS = re.compile(
+    "|".join(
+        (
+            *(r"/w[o]rk/", r"/r[o]ot/", r"/h[o]me/\w", r"\.\./s[h]ared", r"/tmp/(?:b[r]ief|h\d)"),
+            *(r"py[p]i\.org", r"pythonh[o]sted", r"np[m]js", r"proxy\.g[o]lang"),
+            *(r"session l[o]g", r"issue #[0]?\d", r"pull request #[0]?\d", r"sub-?a[g]ent"),
+            *(r"cl[a]ude", r"anthr[o]pic", r"chatg[p]t", r"open[a]i\b", r"c[o]pilot"),
+            *(r"language m[o]del", r"as an a[i]\b"),
+        )
+    ),
+    flags=re.IGNORECASE,
+)
+UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|X[X]X|HA[C]K)\b")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    return [
+        place(path, number, line.strip())
+        for path in texts()
+        for number, line in enumerate(lines_of(path), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_no_file_is_too_long() -> None:
+    sizes = [(path, len(lines_of(path))) for path in python_files()]
+    assert [place(path, lines, "lines") for path, lines in sizes if lines > LINES_MAX] == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [path for path in python_files() if not ast.get_docstring(parsed(path))]
+    assert [place(path, 1, "no docstring") for path in silent] == []
+
+
+def test_everything_public_says_what_it_is_for() -> None:
+    explained = explained_methods()
+    silent = [
+        place(path, node.lineno, f"{owner}.{node.name}" if owner else node.name)
+        for path in python_files(SOURCE)
+        for node, owner in public_definitions(parsed(path), "")
+        if not ast.get_docstring(node)
+        and not is_variant(node)
+        and node.name not in explained.get(owner, ())
+    ]
+    assert silent == []
+
+
+def public_definitions(
+    node: ast.Module | ast.ClassDef, owner: str
+) -> Iterator[tuple[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Public classes, functions and methods, each with the class it is defined in."""
+    for child in node.body:
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not child.name.startswith("_"):
+            yield child, owner
+            if isinstance(child, ast.ClassDef):
+                yield from public_definitions(child, child.name)
+
+
+def explained_methods() -> dict[str, set[str]]:
+    """Class: the methods that a class above it explains, so that an override need not."""
+    classes = {
+        node.name: node
+        for path in python_files(SOURCE)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def above(name: str) -> set[str]:
+        names = [ast.unparse(base).partition("[")[0] for base in classes[name].bases]
+        known = [base for base in names if base in classes and base != name]
+        own = {
+            node.name
+            for base in known
+            for node in classes[base].body
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+        }
+        return own.union(*(above(base) for base in known))
+
+    return {name: above(name) for name in classes}
+
+
+def is_variant(node: ast.AST) -> bool:
+    """Whether it is an overload or a setter, whose docstring stands elsewhere."""
+    names = {ast.unparse(d).rpartition(".")[2] for d in getattr(node, "decorator_list", [])}
+    return bool(names & {"overload", "setter", "override"})
+
+
+def test_nothing_tears_live_memory() -> None:
+    # struct.pack_into shows transient zeros to whoever reads the memory at the same time.
+    calls = [
+        place(path, node.lineno, ast.unparse(node))
+        for path in python_files(SOURCE)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr == "pack_into"
+    ]
+    assert calls == []
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    assert lines_with(FOREIGN_WORDS) == []
+
+
+def test_nothing_is_left_unfinished() -> None:
+    assert lines_with(UNFINISHED) == []
+
+
+@pytest.mark.parametrize(
+    "line", [f"see /{'work'}/x", f"issue #{12}", "Cl" + "aude", "pip from py" + "pi.org"]
+)
+def test_foreign_words_are_found(line: str) -> None:
+    assert FOREIGN_WORDS.search(line)
+
+
+@pytest.mark.parametrize("line", ["# TO" + "DO: later", "FIX" + "ME"])
+def test_unfinished_work_is_found(line: str) -> None:
+    assert UNFINISHED.search(line)
