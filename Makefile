@@ -1,22 +1,18 @@
 # Two commands matter: `make demo` runs the main job, `make test` passes the tests.
-# Each sets up .venv with what it needs first.
-PYTHON ?= python3
+# Each target sets up .venv with what it needs first. PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: demo test check bench format clean
 
-$(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
-
 demo: $(VENV)/.ready
 	$(BIN)/xenlive demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
 
+# What needs no run of the whole: form, types, and the rules that the repository holds itself to.
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,3 +29,9 @@ format: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xenlive needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

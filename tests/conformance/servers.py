@@ -81,11 +81,21 @@ class XenliveServer:
     def add_domain(self, domid: int) -> None:
         """Nothing to do: permissions may name any domain."""
 
-    def start(self) -> None:
-        """Starts `xenlive up` and waits until it accepts. RuntimeError with its words if not."""
+    @property
+    def pid(self) -> int:
+        """The host process."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    def start(self, prefix: tuple[str, ...] = ()) -> None:
+        """Starts `xenlive up`, behind `prefix`, and waits until it accepts.
+
+        RuntimeError with its words if it does not.
+        """
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "xenlive", "up", "--rundir", str(self.rundir)],
+                [*prefix, sys.executable, "-m", "xenlive", "up", "--rundir", str(self.rundir)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -79,20 +79,20 @@ def public_definitions(
 
 def explained_methods() -> dict[str, set[str]]:
     """Class: the methods that a class above it explains, so that an override need not."""
-    classes = {
-        node.name: node
-        for path in python_files(SOURCE)
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.ClassDef)
-    }
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for path in python_files(SOURCE):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(node)
 
     def above(name: str) -> set[str]:
-        names = [ast.unparse(base).partition("[")[0] for base in classes[name].bases]
-        known = [base for base in names if base in classes and base != name]
+        bases = {ast.unparse(b).partition("[")[0] for node in classes[name] for b in node.bases}
+        known = [base for base in bases if base in classes and base != name]
         own = {
             node.name
             for base in known
-            for node in classes[base].body
+            for parent in classes[base]
+            for node in parent.body
             if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
         }
         return own.union(*(above(base) for base in known))

@@ -1,0 +1,92 @@
+"""The servers that are measured: Debian's C daemon and `xenlive up`, pinned to a CPU.
+
+**Invariants.** Both are started by the code that the tests start them with. `pids` are the
+processes whose CPU time counts as the server's: for ours the domain and its host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from conformance.servers import CServer, XenliveServer
+from peer.tools import xenstore_control
+
+C_DAEMON = "C 4.17"
+OURS = "xenlive"
+
+
+class CSubject:
+    """Debian's C daemon."""
+
+    name = C_DAEMON
+
+    def __init__(self, folder: Path, build_folder: Path) -> None:
+        self.server = CServer(folder / "c", shim_folder=build_folder)
+        self.socket_path = self.server.socket_path
+
+    def start(self, prefix: tuple[str, ...]) -> None:
+        """Starts it behind `prefix` and waits until it accepts."""
+        self.server.start(prefix=prefix)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.server.stop()
+
+    def pids(self) -> list[int]:
+        """Its only process."""
+        return [self.server.pid]
+
+    def update_command(self) -> list[str]:
+        """What updates it to itself."""
+        return [str(xenstore_control()), "live-update", self.server.image]
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which `update_command` finds it."""
+        return dict(self.server.environment)
+
+
+class XenliveSubject:
+    """`xenlive up`."""
+
+    name = OURS
+
+    def __init__(self, folder: Path) -> None:
+        self.server = XenliveServer(folder / "xenlive")
+        self.socket_path = self.server.socket_path
+
+    def start(self, prefix: tuple[str, ...]) -> None:
+        """Starts it behind `prefix` and waits until it accepts."""
+        self.server.start(prefix=prefix)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.server.stop()
+
+    def pids(self) -> list[int]:
+        """The host process and its children, of which one is the domain."""
+        host = self.server.pid
+        children = Path(f"/proc/{host}/task/{host}/children").read_text().split()
+        return [host, *map(int, children)]
+
+    def update_command(self) -> list[str]:
+        """What updates it to itself."""
+        return [sys.executable, "-m", "xenlive", "update", "--rundir", str(self.server.rundir)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which `update_command` finds it."""
+        return dict(self.server.environment)
+
+
+Subject = CSubject | XenliveSubject
+
+
+def cpu_s(pids: list[int]) -> float:
+    """CPU time that processes have used so far, user and system, in seconds."""
+    ticks = 0
+    for pid in pids:
+        # The name may hold spaces and brackets; the numbers follow the last bracket.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
