@@ -38,9 +38,6 @@ class Server(Protocol):
     def image(self) -> str:
         """A program that live update can be given: the server's own."""
 
-    def add_domain(self, domid: int) -> None:
-        """Lets permissions name this domain."""
-
     def start(self) -> None:
         """Starts the server and waits until it accepts."""
 
@@ -77,9 +74,6 @@ class XenliveServer:
     def image(self) -> str:
         """The installed xenlive."""
         return installed_image()
-
-    def add_domain(self, domid: int) -> None:
-        """Nothing to do: permissions may name any domain."""
 
     @property
     def pid(self) -> int:

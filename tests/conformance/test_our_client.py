@@ -29,15 +29,21 @@ def events_until(store: Xenstore, path: str) -> list[str]:
     raise AssertionError(f"no event for {path}, but for {seen}")
 
 
-def test_write_makes_parents_with_the_parents_permissions(
-    server: Server, store: Xenstore, place: str
-) -> None:
-    server.add_domain(4)
+def test_write_makes_parents_with_the_parents_permissions(store: Xenstore, place: str) -> None:
     store.mkdir(place)
-    store.set_perms(place, [Permission(4, "b")])
+    store.set_perms(place, [Permission(0, "b"), Permission(7, "r")])
     store.write(f"{place}/a/b", "value")
     assert store.read(f"{place}/a") == b""
-    assert store.get_perms(f"{place}/a/b") == [Permission(4, "b")]
+    for node in (f"{place}/a", f"{place}/a/b"):
+        assert store.get_perms(node) == [Permission(0, "b"), Permission(7, "r")]
+
+
+def test_an_owner_that_does_not_exist(store: Xenstore, place: str) -> None:
+    store.mkdir(place)
+    with pytest.raises(XenstoreError) as caught:
+        store.set_perms(place, [Permission(7, "n")])
+    assert refused(caught) == "ENOENT"
+    assert store.get_perms(place) == [Permission(0, "n")]
 
 
 def test_mkdir_keeps_what_is_there(store: Xenstore, place: str) -> None:
