@@ -17,6 +17,7 @@ import time
 ENTERED_NS = time.monotonic_ns()  # before the imports: they are part of the boot
 
 from xenlive import __version__  # noqa: E402
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS  # noqa: E402
 from xenlive.errors import BootError, XenliveError  # noqa: E402
 from xenlive.machine.hosted.guest import HostedGuest  # noqa: E402
 from xenlive.machine.hosted.image import PREFLIGHT, commit_entry  # noqa: E402
@@ -24,7 +25,6 @@ from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
 from xenlive.update.session import UpdateSession  # noqa: E402
-from xenlive.xenstore.stream import READ_VERSIONS  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _describe() -> str:
-    streams = ",".join(str(version) for version in READ_VERSIONS)
+    streams = ",".join(str(version) for version in XS_STATE_READ_VERSIONS)
     return f"xenlive-kernel version={__version__} streams={streams}"
 
 

@@ -1,4 +1,4 @@
-"""`python -m xenlive.sim --seed N [--count M]`: runs seeds, and says how to repeat one that fails."""
+"""`python -m xenlive.sim --seed N [--count M]`: runs seeds; says how to repeat one that fails."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.domain.events import LocalEvents
 from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack
@@ -22,7 +23,6 @@ from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
 from xenlive.ninep.tree import MemoryTree
-from xenlive.xenstore.stream import READ_VERSIONS
 
 RAM_BYTES = 2 << 20
 GRANT_PAGES = 4
@@ -126,7 +126,7 @@ class SimMachine(GuestMachine):
         self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
     ) -> None:
         """Answers a little later, in virtual time."""
-        answer = ImageAnswer(self._hypervisor.images[image], READ_VERSIONS)
+        answer = ImageAnswer(self._hypervisor.images[image], XS_STATE_READ_VERSIONS)
         loop.call_at(self.now_s() + 0.05, lambda: on_done(answer))
 
     def kexec(

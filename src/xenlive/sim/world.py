@@ -8,8 +8,8 @@ Faults come from the seed as well: a step of an update that fails, a next kernel
 it takes over, at its entry or after its boot.
 
 **Invariants** (checked, `Mismatch` if broken): each request gets the one right answer, each change
-its events, in order, through all updates; the module keeps address and owners, grants and port stay,
-the backend is connected once; a failed update changes nothing.
+its events, in order, through all updates; the module keeps address and owners, grants and port
+stay, the backend is connected once; a failed update changes nothing.
 """
 
 from __future__ import annotations

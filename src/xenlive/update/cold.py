@@ -82,7 +82,7 @@ class ColdUpdate:
         self.stages.add("start-info", self._write_blocks)
 
     def run(self) -> None:
-        """Goes through the steps; does not return. UpdateError when one failed and all is undone."""
+        """Goes through the steps and does not return; UpdateError if one fails, and all is undone."""
         self.stages.run()
         try:
             if self.stages.fail_at == "kexec":
@@ -110,7 +110,7 @@ class ColdUpdate:
         self._issuer.take_reply_back()
 
     def _dump(self) -> None:
-        fds = {connection: fd for connection, fd in self._loop.connections()}
+        fds = dict(self._loop.connections())
         state = encode_state(
             self._domain.server,
             listen_fd=self._listen_fd,

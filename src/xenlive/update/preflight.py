@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from xenlive.errors import UpdateError
 from xenlive.update.cold import handed_over
-from xenlive.xenstore.stream import STREAM_VERSION
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ class Preflight:
         else:
             self._say(True, "image", f"{self._image}, version {answer.version}")
             self._say(
-                STREAM_VERSION in answer.streams,
+                set(XS_STATE_READ_VERSIONS) <= set(answer.streams),
                 "stream",
-                f"the image reads state streams of version {answer.streams}, "
-                f"version {STREAM_VERSION} is written",
+                f"the image reads state streams of versions {answer.streams}",
             )
         self._on_done("\n".join(self._lines))

@@ -19,12 +19,12 @@ doesn't. A session never stops the loop for longer than one update attempt.
 
 from __future__ import annotations
 
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
+from xenlive.abi.xs_wire import XSD_SOCKMSG
 from xenlive.errors import UpdateError, XenliveError, XenstoreError
 from xenlive.update.cold import ISSUER_WORD, ColdUpdate, handed_over, plain_words
-from xenlive.abi.xs_wire import XSD_SOCKMSG
 from xenlive.update.preflight import Preflight
 from xenlive.xenstore.requests import Request
-from xenlive.xenstore.stream import READ_VERSIONS, STREAM_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class UpdateSession:
                 number = int(words.pop(0)[:9])
                 if word == "-t":
                     timeout_s = float(number)
-                elif number not in READ_VERSIONS:
+                elif number not in XS_STATE_READ_VERSIONS:
                     return _text("Migration stream version not supported.")
             else:
                 raise XenstoreError("EINVAL")
@@ -193,8 +193,8 @@ class UpdateSession:
             return
         if isinstance(answer, UpdateError):
             self._fail(str(answer))
-        elif STREAM_VERSION not in answer.streams:
-            self._fail(f"preflight: the image reads no state stream of version {STREAM_VERSION}")
+        elif not set(XS_STATE_READ_VERSIONS) <= set(answer.streams):
+            self._fail(f"preflight: the image reads state streams of versions {answer.streams}")
         else:
             self._started_s = self._domain.machine.now_s()
             self._look()

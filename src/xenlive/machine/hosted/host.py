@@ -264,13 +264,12 @@ class Host:
     # -- devices ---------------------------------------------------------------------------------
 
     def _connect_ninepfs(self, ring_ref: int, port: int) -> None:
-        number = self.domain.port(port)
         if self.ninepfs is not None:
             self._unwatch(self.ninepfs.doorbell)
             self.ninepfs.close()
         self.ninepfs = NinePDevice(self.domain, self.export, ring_ref, port, self.log)
         self.ninepfs_connects += 1
-        self._watch(number.from_remote, self._ninepfs_rung)
+        self._watch(self.ninepfs.doorbell, self._ninepfs_rung)
 
     def _ninepfs_rung(self) -> None:
         device = self.ninepfs

@@ -45,7 +45,8 @@ ANSWER = Layout(
 )
 PAYLOAD_MAX = 16384
 
-#: Answered with two descriptors: RAM and grant frames. v0 = RAM bytes, v1 = grant bytes, v2 = domid.
+#: Answered with two descriptors, RAM and grant frames. v0 = RAM bytes, v1 = grant bytes,
+#: v2 = domid.
 MEMORY_MAP = 1
 #: a0 = remote domid; v0 = the new port.
 EVTCHN_ALLOC_UNBOUND = 2

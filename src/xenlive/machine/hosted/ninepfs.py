@@ -34,8 +34,8 @@ class NinePDevice:
         self.kicks = 0
         self._log = log
         ends = domain.port(port)
-        self.doorbell = ends.from_remote
-        self._answer_bell = ends.to_remote
+        self.doorbell = ends.to_remote
+        self._answer_bell = ends.from_remote
         mapper = GrantMapper(domain.grant_frames, domain.memory, 0)
         try:
             self._back: NinePBack | None = NinePBack(

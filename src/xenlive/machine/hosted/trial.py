@@ -33,7 +33,7 @@ _OUTPUT_MAX = 65536
 
 
 class Trial:
-    """One try of one image; `on_done` gets an `ImageAnswer` or the UpdateError that tells why not."""
+    """One try of one image; `on_done` gets an `ImageAnswer` or the UpdateError that says why."""
 
     __slots__ = ("_image", "_loop", "_on_done", "_output", "_pid", "_pidfd", "_until_s")
 
@@ -92,10 +92,7 @@ class Trial:
         self._loop.unwatch_fd(self._pidfd)
         os.close(self._pidfd)
         os.close(self._output)
-        try:
-            os.waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
+        os.waitpid(self._pid, os.WNOHANG)
         self._pid = -1
         self._on_done(result)
 

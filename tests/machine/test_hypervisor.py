@@ -1,0 +1,126 @@
+"""One hosted domain's resources, and what it gets for hypercalls that make no sense."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xenlive.errors import ConfigError, HypercallError
+from xenlive.kexec.start_info import parse_start_info
+from xenlive.machine.hosted import hypercall as hc
+from xenlive.machine.hosted.hypervisor import FIRST_FREE_PORT, MAX_PORTS, HostedDomain
+
+
+@pytest.fixture
+def domain() -> Iterator[HostedDomain]:
+    made = HostedDomain(1, 8 << 20)
+    yield made
+    made.close()
+
+
+def call(domain: HostedDomain, op: int, a0: int = 0, a1: int = 0) -> tuple[int, int, list[int]]:
+    answer = domain.answer(hc.CALL.pack(op, a0, a1, 0, 0))
+    assert answer is not None
+    status, v0, *_ = hc.ANSWER.unpack(answer[0])
+    return status, v0, answer[1]
+
+
+def test_the_memory_map_call_gives_ram_and_grant_frames(domain: HostedDomain) -> None:
+    status, size, fds = call(domain, hc.MEMORY_MAP)
+    assert (status, size) == (0, 8 << 20)
+    assert [os.fstat(fd).st_size for fd in fds] == [8 << 20, 4 * 4096]
+
+
+def test_the_first_start_info_names_ram_and_special_pages(domain: HostedDomain) -> None:
+    address = domain.load_start_info("a=1 b")
+    start_info = parse_start_info(domain.memory, address)
+    assert start_info.cmdline == "a=1 b"
+    assert start_info.modules == []
+    assert start_info.memmap == domain.memory_map()
+
+
+@pytest.mark.parametrize("ram_bytes", [0, -4096, 4096, (1 << 20) + 1, 1 << 40])
+def test_ram_of_an_impossible_size_is_refused(ram_bytes: int) -> None:
+    with pytest.raises(ConfigError, match="from 1 MiB"):
+        HostedDomain(1, ram_bytes)
+
+
+def test_an_event_channel_rings_both_ways_and_closes(domain: HostedDomain) -> None:
+    status, port, _ = call(domain, hc.EVTCHN_ALLOC_UNBOUND, 0)
+    assert (status, port) == (0, FIRST_FREE_PORT)
+    status, _, (to_host, from_host) = call(domain, hc.EVTCHN_BIND, port)
+    os.eventfd_write(to_host, 1)
+    assert os.eventfd_read(domain.port(port).to_remote) == 1
+    os.eventfd_write(domain.port(port).from_remote, 1)
+    assert os.eventfd_read(from_host) == 1
+    assert call(domain, hc.EVTCHN_CLOSE, port)[0] == 0
+    assert call(domain, hc.EVTCHN_BIND, port)[0] == -errno.EINVAL
+
+
+def test_ports_run_out_with_an_error_and_come_back(domain: HostedDomain) -> None:
+    # The doorbells of all ports would be 2,000 descriptors; fewer show the same.
+    for number in range(FIRST_FREE_PORT, MAX_PORTS):
+        if number != 500:
+            domain.ports[number] = domain.ports.get(number) or _port()
+    assert call(domain, hc.EVTCHN_ALLOC_UNBOUND)[:2] == (0, 500)
+    assert call(domain, hc.EVTCHN_ALLOC_UNBOUND)[0] == -errno.ENOSPC
+    for number in [n for n in domain.ports if n != 500]:
+        del domain.ports[number]
+
+
+def _port() -> object:
+    return object()  # stands for a port that is taken
+
+
+@pytest.mark.parametrize(
+    ("op", "a0", "status"),
+    [
+        (hc.EVTCHN_BIND, 0, -errno.EINVAL),
+        (hc.EVTCHN_BIND, 1 << 63, -errno.EINVAL),
+        (hc.EVTCHN_CLOSE, 77, -errno.EINVAL),
+        (hc.EVTCHN_ALLOC_UNBOUND, 5, -errno.ESRCH),
+        (hc.LISTENER, 0, -errno.ENOENT),
+        (99, 0, -errno.ENOSYS),
+        (0, 0, -errno.ENOSYS),
+    ],
+)
+def test_refused_calls(domain: HostedDomain, op: int, a0: int, status: int) -> None:
+    assert call(domain, op, a0)[0] == status
+
+
+def test_console_text_can_not_play_tricks_on_a_terminal(domain: HostedDomain) -> None:
+    lines: list[str] = []
+    domain.on_console = lines.append
+    domain.answer(hc.CALL.pack(hc.CONSOLE_WRITE, 0, 0, 0, 0) + b"\x1b[2Jhi\r\nthere\xff\n")
+    assert lines == ["?[2Jhi??there\N{REPLACEMENT CHARACTER}"]
+
+
+def test_a_connect_that_the_device_refuses_is_the_callers_error(domain: HostedDomain) -> None:
+    def refuse(ring_ref: int, port: int) -> None:
+        raise HypercallError("ninepfs_connect", errno.EINVAL)
+
+    domain.on_ninepfs_connect = refuse
+    assert call(domain, hc.NINEPFS_CONNECT, 5, 6)[0] == -errno.EINVAL
+
+
+@settings(deadline=None, max_examples=200)
+@given(packet=st.binary(max_size=80))
+def test_no_packet_makes_the_hypervisor_fail(packet: bytes) -> None:
+    domain = _shared_domain()
+    answer = domain.answer(packet)
+    if answer is not None:
+        assert len(answer[0]) == hc.ANSWER.size
+
+
+_SHARED: list[HostedDomain] = []
+
+
+def _shared_domain() -> HostedDomain:
+    if not _SHARED:
+        _SHARED.append(HostedDomain(1, 1 << 20))
+    return _SHARED[0]
