@@ -46,8 +46,8 @@ BUDGET = 256
 class NinePBack:
     """A connected device. HypercallError if a page is not granted, PeerError for a bad interface.
 
-    `notify`, if given, is called whenever the front end should look, while `kick` goes on; without
-    it, `kick` says at its end whether to notify.
+    `notify`, if given, is called by `kick` whenever the front end should look, and already when a
+    request was taken, so that both sides work at once. Without it, `kick` says at its end whether.
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class NinePBack:
         return self._budget_spent
 
     def kick(self) -> bool:
-        """Handles what the front end sent; whether it should be notified of anything.
+        """Handles what the front end sent; whether the caller should notify it of anything.
 
         PeerError if the front end broke the protocol: the device is closed then.
         """
@@ -168,4 +168,7 @@ class NinePBack:
                 self._notify()
                 moved = False
         self._budget_spent = budget == 0
+        if moved and self._notify is not None:
+            self._notify()
+            return False
         return moved
