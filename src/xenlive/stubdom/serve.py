@@ -25,6 +25,8 @@ import select
 import time
 from _socket import socket
 
+from xenlive.stubdom.clients import ClientLoop
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +58,7 @@ class Timer:
         self.callback = None
 
 
-class ServeLoop:
+class ServeLoop(ClientLoop):
     """Serves `server` until `stop`. `on_first_reply` is called once, after the first write."""
 
     __slots__ = (
@@ -132,6 +134,16 @@ class ServeLoop:
         """All clients and their descriptors."""
         return [(conn, fd) for fd, conn in self._clients.items()]
 
+    def fd_of(self, connection: Connection) -> int:
+        """A client's descriptor; KeyError if it is none of ours."""
+        if self._clients.get(connection.fd) is not connection:
+            raise KeyError(connection)
+        return connection.fd
+
+    def flush(self, connection: Connection) -> None:
+        """Has the loop write what waits for a client, once the callback at hand is done."""
+        self._backlog.append(connection)
+
     def freeze(self) -> None:
         """Leaves all clients alone from now on; callbacks go on."""
         self._frozen = True
@@ -202,7 +214,8 @@ class ServeLoop:
                     if conn.head:
                         self._watch_output(conn)
                         continue
-                    data = conn.take()
+                    out = conn.out
+                    data = conn.take() if conn.waiting_bytes or len(out) != 1 else out.pop()
                     try:
                         sent = write(fd, data)
                     except BlockingIOError:
@@ -272,6 +285,9 @@ class ServeLoop:
             self._hang_up(conn)
             return
         conn.sent(data, done)
+        if self.on_first_reply is not None:
+            hook, self.on_first_reply = self.on_first_reply, None
+            hook()
         if conn.out and not conn.head:
             self._flush(conn)
         else:

@@ -15,8 +15,8 @@ from __future__ import annotations
 from xenlive.abi.xs_wire import XENSTORE_REL_PATH_MAX
 from xenlive.errors import XenstoreError
 
-_NAME_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@"
-_PATH_BYTES = _NAME_BYTES + b"/"
+NAME_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@"
+PATH_BYTES = NAME_BYTES + b"/"
 _DOMAINS = b"/local/domain/"
 
 
@@ -33,7 +33,7 @@ def canonical(
     `special` allows names that start with `@`. XenstoreError("EINVAL") for anything invalid.
     `longest` is the limit in bytes for what follows a leading `/local/domain/<domid>/`.
     """
-    if raw.translate(None, _PATH_BYTES):
+    if raw.translate(None, PATH_BYTES):
         raise XenstoreError("EINVAL")
     first = raw[:1]
     if first == b"/":
@@ -53,18 +53,13 @@ def canonical(
 
 def valid_name(name: bytes) -> bool:
     """Whether `name` can be one level of a path."""
-    return name != b"" and not name.translate(None, _NAME_BYTES)
+    return name != b"" and not name.translate(None, NAME_BYTES)
 
 
 def parent_of(path: bytes) -> bytes:
     """The path one level up; that of `/`, of `/name` and of a special name is `/`."""
     cut = path.rfind(b"/")
     return path[:cut] if cut > 0 else b"/"
-
-
-def child_of(path: bytes, name: bytes) -> bytes:
-    """The path one level down."""
-    return b"/" + name if path == b"/" else path + b"/" + name
 
 
 def _uncounted(path: bytes) -> int:

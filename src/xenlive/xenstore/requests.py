@@ -85,7 +85,7 @@ def do_directory(server: XenstoreServer, conn: Connection, request: Request, vie
     node = _get_node(server, conn, view, _path(server, conn, request), perms.READ)
     if node.children_bytes > XENSTORE_PAYLOAD_MAX:
         raise XenstoreError("E2BIG")
-    return _names(node)
+    return node.list_names()
 
 
 def do_directory_part(
@@ -99,7 +99,7 @@ def do_directory_part(
     offset = _atoi(number)
     if not 0 <= offset < node.children_bytes:
         return generation + b"\0"
-    names = _names(node)
+    names = node.listing or node.list_names()
     room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
     if len(names) - offset <= room:
         return generation + names[offset:] + b"\0"
@@ -350,11 +350,6 @@ def _create(
     while len(missing) > 1:
         view.create(missing.pop(), b"", inherited)
     view.create(path, value, inherited)
-
-
-def _names(node: Node) -> bytes:
-    names = node.names()
-    return b"\0".join(names) + b"\0" if names else b""
 
 
 def _atoi(text: bytes) -> int:

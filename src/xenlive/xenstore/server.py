@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 
     ControlHandler = Callable[[Connection, Request, list[bytes]], bytes | None]
 
-_HEADER = struct.Struct("<IIII").unpack_from
+_HEADER = struct.Struct("<I4xII").unpack_from  # without req_id
 _U32 = struct.Struct("<I").pack
 _ERROR_TYPE = _U32(XS_ERROR)
+_LENGTHS = [_U32(length) for length in range(256)]
 _OK_TAIL = _U32(3) + b"OK\0"
 
 
@@ -143,12 +144,12 @@ class XenstoreServer:
         privileged = conn.privileged
         size = len(data)
         start = 0
-        while size - start >= 16:
-            kind, _, tx_id, length = _HEADER(data, start)
+        body = 16
+        while body <= size:
+            kind, tx_id, length = _HEADER(data, start)
             if length > XENSTORE_PAYLOAD_MAX:
                 conn.closing = True
                 return True
-            body = start + 16
             end = body + length
             if end > size:
                 break
@@ -157,36 +158,38 @@ class XenstoreServer:
                     node = nodes.get(data[body : end - 1])
                     if node is not None and not data[end - 1]:
                         value = node.value
-                        out.append(data[start : start + 12] + _U32(len(value)) + value)
+                        length = len(value)
+                        out.append(
+                            data[start : start + 12]
+                            + (_LENGTHS[length] if length < 256 else _U32(length))
+                            + value
+                        )
                         start = end
+                        body = end + 16
                         continue
                 elif kind == XS_WRITE:
-                    nul = data.find(0, body, end)
-                    path = data[body:nul]
+                    path, nul, value = data[body:end].partition(b"\0")
                     node = nodes.get(path)
-                    if node is not None and nul >= 0:
-                        store.put_value(path, node, data[nul + 1 : end])
+                    if node is not None and nul:
+                        store.put_value(path, node, value)
                         if self.watches.by_path:
                             self.watches.fire(store, path, conn)
                         out.append(data[start : start + 12] + _OK_TAIL)
                         start = end
+                        body = end + 16
                         continue
                 elif kind == XS_DIRECTORY:
                     node = nodes.get(data[body : end - 1])
-                    if (
-                        node is not None
-                        and not data[end - 1]
-                        and 0 < node.children_bytes <= XENSTORE_PAYLOAD_MAX
-                        and node.children is not None
-                    ):
-                        out.append(
-                            data[start : start + 12]
-                            + _U32(node.children_bytes)
-                            + b"\0".join(node.children)
-                            + b"\0"
-                        )
-                        start = end
-                        continue
+                    if node is not None and not data[end - 1]:
+                        names = node.listing
+                        if names is None:
+                            names = node.list_names()
+                        length = len(names)
+                        if length <= XENSTORE_PAYLOAD_MAX:
+                            out.append(data[start : start + 12] + _U32(length) + names)
+                            start = end
+                            body = end + 16
+                            continue
             if kind == XS_TRANSACTION_START and self.hold_transactions and not conn.transactions:
                 conn.held = True
                 break
@@ -194,6 +197,7 @@ class XenstoreServer:
             if conn.closing:
                 return True
             start = end
+            body = end + 16
         if start < size:
             conn.unparsed = data[start:] if start else data
         return conn.held

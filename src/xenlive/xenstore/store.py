@@ -1,15 +1,16 @@
 """The store: nodes by full path, and the one narrow place through which each of them changes.
 
 Specification: Xen `docs/misc/xenstore.txt`. One dict maps the full path to the node. A node knows
-the names of its children (an ordered dict without values), so a directory is listed in the order
-its entries were made and gains or loses one at a price that does not depend on how many it has.
+the full paths of its children (an ordered dict without values), so a directory is listed in the
+order its entries were made and gains or loses one at a price that does not depend on how many it
+has; and each path is one object, held twice.
 
-    nodes = { b"/": Node(children {b"tool"}), b"/tool": Node(children {b"xenstored"}), … }
+    nodes = { b"/": Node(children {b"/tool"}), b"/tool": Node(children {b"/tool/xenstored"}), … }
 
 Each change, whoever asked for it, is one of `put_value`, `put_perms`, `create` and `remove`; a
 transaction keeps its own list of these four and runs it when it is committed.
 
-**Invariants.** The parent of each node exists and names it. A node comes after its parent in
+**Invariants.** The parent of each node exists and lists it. A node comes after its parent in
 `nodes` (it was made later), so the dict's order is the order of a state stream. `generation`
 counts changes; a node has the number of its last one, and a node that gains or loses a child has
 changed. A node's children dict is replaced, not changed, while a transaction has it pinned.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from xenlive.abi.xs_wire import DOMID_ANY
 from xenlive.xenstore import perms
-from xenlive.xenstore.paths import child_of, parent_of
+from xenlive.xenstore.paths import parent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """Value, permissions (see `perms`), generation and the names of the children, if any."""
+    """Value, permissions (see `perms`), generation and the paths of the children, if any.
 
-    __slots__ = ("children", "children_bytes", "generation", "perms", "value")
+    `children_bytes` is what the children's names, each with a NUL, take; `listing` is those bytes,
+    DIRECTORY's reply, once somebody has asked for it and until a child comes or goes.
+    """
+
+    __slots__ = ("children", "children_bytes", "generation", "listing", "perms", "value")
 
     def __init__(self, value: bytes, node_perms: bytes, generation: int) -> None:
         self.value = value
@@ -39,10 +44,20 @@ class Node:
         self.generation = generation
         self.children: dict[bytes, None] | None = None
         self.children_bytes = 0
+        self.listing: bytes | None = None
 
-    def names(self) -> Iterable[bytes]:
-        """The children's names, oldest first."""
+    def paths(self) -> Iterable[bytes]:
+        """The children's paths, oldest first."""
         return self.children or ()
+
+    def list_names(self) -> bytes:
+        """The children's names, each with a NUL, as DIRECTORY replies them."""
+        paths = list(self.paths())
+        if not paths:
+            return b""
+        cut = paths[0].rfind(b"/") + 1
+        self.listing = b"\0".join([path[cut:] for path in paths]) + b"\0"
+        return self.listing
 
 
 class Store:
@@ -62,9 +77,14 @@ class Store:
         nobody = perms.make(("n", 0))
         self.create(b"/tool", b"", nobody)
         self.create(b"/tool/xenstored", b"", nobody)
+        self.populate_special()
+
+    def populate_special(self) -> None:
+        """Makes the special nodes that are missing: they only carry permissions for watches."""
+        nobody = perms.make(("n", 0))
         everybody_reads = perms.make(("n", 0), ("r", DOMID_ANY))
-        self.special[b"@releaseDomain"] = Node(b"", everybody_reads, self.generation)
-        self.special[b"@introduceDomain"] = Node(b"", nobody, self.generation)
+        for name, who in ((b"@releaseDomain", everybody_reads), (b"@introduceDomain", nobody)):
+            self.special.setdefault(name, Node(b"", who, self.generation))
 
     def find(self, path: bytes) -> Node | None:
         """The node at a canonical path or of a special name."""
@@ -88,8 +108,7 @@ class Store:
     def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
         """Makes the node at `path`, which is not there yet while its parent is."""
         self.generation += 1
-        cut = path.rfind(b"/")
-        self._link(self.nodes[path[:cut] or b"/"], path[cut + 1 :])
+        self._link(path)
         node = self.nodes[path] = Node(value, node_perms, self.generation)
         return node
 
@@ -98,9 +117,7 @@ class Store:
         for each in self.subtree(path) if below is None else below:
             del self.nodes[each]
         self.generation += 1
-        cut = path.rfind(b"/")
-        parent = self.nodes[path[:cut] or b"/"]
-        self._unlink(parent, path[cut + 1 :])
+        self._unlink(path)
 
     def subtree(self, path: bytes) -> list[bytes]:
         """The paths of a node and all below it, each after those below it."""
@@ -111,7 +128,7 @@ class Store:
             found.append(each)
             children = self.nodes[each].children
             if children:
-                todo.extend([child_of(each, name) for name in children])
+                todo.extend(children)
         # A node came before its children and its last child first: backwards it is the C
         # daemon's order, first child first and a node after all below it.
         found.reverse()
@@ -131,14 +148,14 @@ class Store:
         return perms.allowed(fresh, domid, target)
 
     def pin_children(self, node: Node) -> dict[bytes, None] | None:
-        """The names of the children as they are now, which will not change until unpinned."""
+        """The paths of the children as they are now, which will not change until unpinned."""
         if node.children is not None:
             self.pins[node] = self.pins.get(node, 0) + 1
         return node.children
 
-    def unpin_children(self, node: Node, names: dict[bytes, None] | None) -> None:
-        """Gives back what `pin_children` gave; replaced names are pinned no more."""
-        if names is None or node.children is not names:
+    def unpin_children(self, node: Node, children: dict[bytes, None] | None) -> None:
+        """Gives back what `pin_children` gave; what was replaced since is pinned no more."""
+        if children is None or node.children is not children:
             return
         count = self.pins[node] - 1
         if count:
@@ -151,44 +168,48 @@ class Store:
         problems = []
         for path, node in self.nodes.items():
             parent = self.nodes.get(parent_of(path))
-            name = path[path.rfind(b"/") + 1 :]
-            if path != b"/" and (parent is None or name not in (parent.children or ())):
+            if path != b"/" and (parent is None or path not in (parent.children or ())):
                 problems.append(f"{path.decode()} is not in its parent")
             size = 0
-            for name in node.children or ():
-                size += len(name) + 1
-                if child_of(path, name) not in self.nodes:
-                    problems.append(f"{child_of(path, name).decode()} is not there")
+            for child in node.children or ():
+                size += len(child) - child.rfind(b"/")
+                if child not in self.nodes:
+                    problems.append(f"{child.decode()} is not there")
             if size != node.children_bytes:
                 problems.append(f"{path.decode()} has {size} bytes of names")
         return problems
 
-    def _link(self, parent: Node, name: bytes) -> None:
+    def _link(self, path: bytes) -> None:
+        cut = path.rfind(b"/")
+        parent = self.nodes[path[:cut] or b"/"]
         if self.pins:
             self._release_pinned(parent)
         if parent.children is None:
-            parent.children = {name: None}
+            parent.children = {path: None}
         else:
-            parent.children[name] = None
-        self._touch_directory(parent, len(name) + 1)
+            parent.children[path] = None
+        self._touch_directory(parent, len(path) - cut)
 
-    def _unlink(self, parent: Node, name: bytes) -> None:
+    def _unlink(self, path: bytes) -> None:
+        cut = path.rfind(b"/")
+        parent = self.nodes[path[:cut] or b"/"]
         if self.pins:
             self._release_pinned(parent)
         if parent.children is not None:
-            del parent.children[name]
+            del parent.children[path]
             if not parent.children:
                 parent.children = None
-        self._touch_directory(parent, -len(name) - 1)
+        self._touch_directory(parent, cut - len(path))
 
     def _touch_directory(self, parent: Node, more_bytes: int) -> None:
         parent.children_bytes += more_bytes
+        parent.listing = None
         if len(parent.perms) != 4:
             parent.perms = perms.without_stale(parent.perms, parent.generation, self.domains)
         parent.generation = self.generation
 
     def _release_pinned(self, node: Node) -> None:
-        """Gives a node its own names if a transaction looks at the ones it has."""
+        """Gives a node its own children if a transaction looks at the ones it has."""
         if node in self.pins and node.children is not None:
             node.children = dict(node.children)
             del self.pins[node]

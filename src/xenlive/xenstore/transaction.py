@@ -4,12 +4,12 @@ Specification: Xen `docs/misc/xenstore.txt`, "Transactions"; conflicts as in the
 node is copied into the transaction when it is first looked at. A transaction is in conflict if one
 of those nodes, or its absence, is no longer what it was then: its generation tells.
 
-    first look ─▶ TxNode (value, perms, names as of now) ─▶ changed in here ─▶ log of changes
+    first look ─▶ TxNode (value, perms, children as of now) ─▶ changed in here ─▶ log of changes
     commit: all generations as they were? ── no ─▶ EAGAIN
                                           └─ yes ▶ the log is run on the store, then the events
 
 **Invariants.** Until it is committed a transaction changes nothing outside. What it costs depends
-on what it touches, not on the size of the store or of a directory it adds to: the names of a
+on what it touches, not on the size of the store or of a directory it adds to: a
 directory's children are pinned, not copied. Since nothing it looked at has changed, the log finds
 the store just as the transaction saw it.
 """
@@ -17,7 +17,7 @@ the store just as the transaction saw it.
 from __future__ import annotations
 
 from xenlive.xenstore import perms
-from xenlive.xenstore.paths import child_of, parent_of
+from xenlive.xenstore.paths import parent_of
 from xenlive.xenstore.store import Node
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class TxNode(Node):
     __slots__ = (
         "added",
         "base",
-        "base_names",
+        "base_children",
         "event_below",
         "event_here",
         "exists",
@@ -61,14 +61,14 @@ class TxNode(Node):
 
     def __init__(self, base: Node | None, store: Store) -> None:
         self.base = base
-        self.base_names: dict[bytes, None] | None = None
+        self.base_children: dict[bytes, None] | None = None
         self.old_perms: bytes | None = None
         if base is None:
             super().__init__(b"", b"", _MISSING)
         else:
             fresh = perms.without_stale(base.perms, base.generation, store.domains)
             super().__init__(base.value, fresh, base.generation)
-            self.base_names = store.pin_children(base)
+            self.base_children = store.pin_children(base)
             self.children_bytes = base.children_bytes
             self.old_perms = fresh
         self.seen = self.generation
@@ -79,42 +79,45 @@ class TxNode(Node):
         self.event_below = False
         self.value_change: _Change | None = None
 
-    def names(self) -> Iterable[bytes]:
-        kept: Iterable[bytes] = self.base_names or ()
+    def paths(self) -> Iterable[bytes]:
+        kept: Iterable[bytes] = self.base_children or ()
         if self.removed:
             removed = self.removed
-            kept = [name for name in kept if name not in removed]
+            kept = [path for path in kept if path not in removed]
         return [*kept, *self.added] if self.added else kept
 
-    def link(self, name: bytes) -> None:
-        """Adds a child's name, which is not there."""
+    def link(self, path: bytes) -> None:
+        """Adds a child, which is not there."""
         if self.added is None:
             self.added = {}
-        self.added[name] = None
-        self.children_bytes += len(name) + 1
+        self.added[path] = None
+        self.children_bytes += len(path) - path.rfind(b"/")
+        self.listing = None
 
-    def unlink(self, name: bytes) -> None:
-        """Takes away a child's name."""
-        if self.added is not None and name in self.added:
-            del self.added[name]
+    def unlink(self, path: bytes) -> None:
+        """Takes away a child."""
+        if self.added is not None and path in self.added:
+            del self.added[path]
         else:
             if self.removed is None:
                 self.removed = set()
-            self.removed.add(name)
-        self.children_bytes -= len(name) + 1
+            self.removed.add(path)
+        self.children_bytes -= len(path) - path.rfind(b"/")
+        self.listing = None
 
     def start_over(self, value: bytes, node_perms: bytes) -> None:
         """Makes this the fresh node at a path where there was none."""
         self.exists = True
         self.value = value
         self.perms = node_perms
-        self.hide_names()
+        self.hide_children()
 
-    def hide_names(self) -> None:
+    def hide_children(self) -> None:
         """Forgets all children."""
         self.added = None
-        self.removed = set(self.base_names) if self.base_names else None
+        self.removed = set(self.base_children) if self.base_children else None
         self.children_bytes = 0
+        self.listing = None
 
 
 class Transaction:
@@ -158,7 +161,7 @@ class Transaction:
         """Makes the node at `path`, which is not there in this view while its parent is."""
         node = self._look(path)
         parent = self._look(parent_of(path))
-        parent.link(path[path.rfind(b"/") + 1 :])
+        parent.link(path)
         self._touch(parent)
         node.start_over(value, node_perms)
         self._touch(node)
@@ -173,15 +176,15 @@ class Transaction:
         while todo:
             each = todo.pop()
             node = self._look(each)
-            below = [child_of(each, name) for name in node.names()]
+            below = list(node.paths())
             below.reverse()
             todo.extend(below)
             node.exists = False
             node.value_change = None
-            node.hide_names()
+            node.hide_children()
             self._touch(node)
             self.note_event(each, below=each == path)
-        parent.unlink(path[path.rfind(b"/") + 1 :])
+        parent.unlink(path)
         self._touch(parent)
         self._log.append(_Change(_REMOVE, path))
 
@@ -234,7 +237,7 @@ class Transaction:
         """Lets go of what is pinned. Each transaction is ended exactly once."""
         for node in self.nodes.values():
             if node.base is not None:
-                self._store.unpin_children(node.base, node.base_names)
+                self._store.unpin_children(node.base, node.base_children)
 
     def _look(self, path: bytes) -> TxNode:
         node = self.nodes.get(path)

@@ -1,0 +1,178 @@
+"""Writing the server's whole state as a Xenstore migration stream.
+
+Specification: Xen `docs/designs/xenstore-migration.md`. Version 1 is what is written, so that the C
+daemon of any age can read it, unless a watch has a depth, which only version 2 can say.
+
+    GLOBAL_DATA · quotas · each connection, its watches · each node · domains · END
+
+**Invariants.** Every node comes after its parent, children of one directory in their order; a
+connection's watches come in theirs. Records are whole multiples of 8. The state is not changed.
+Open transactions are left out, as both daemons do (their place would be before the nodes): a
+client finds its transaction unknown, and starts again.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.xs_state import (
+    WATCH_DEPTH_UNLIMITED,
+    XS_STATE_CONN_FIELDS_UNIQ_ID,
+    XS_STATE_CONN_RING,
+    XS_STATE_CONN_SOCKET,
+    XS_STATE_CONN_TYPE_RING,
+    XS_STATE_CONN_TYPE_SOCKET,
+    XS_STATE_CONN_UNIQUE_ID,
+    XS_STATE_CONNECTION,
+    XS_STATE_DOMAIN,
+    XS_STATE_GLB_QUOTA,
+    XS_STATE_GLOBAL,
+    XS_STATE_IDENT,
+    XS_STATE_NODE,
+    XS_STATE_PREAMBLE,
+    XS_STATE_RECORD_HEADER,
+    XS_STATE_TYPE_CONN,
+    XS_STATE_TYPE_DOMAIN,
+    XS_STATE_TYPE_END,
+    XS_STATE_TYPE_GLB_QUOTA,
+    XS_STATE_TYPE_GLOBAL,
+    XS_STATE_TYPE_NODE,
+    XS_STATE_TYPE_WATCH,
+    XS_STATE_TYPE_WATCH_EXT,
+    XS_STATE_WATCH,
+    XS_STATE_WATCH_EXT,
+)
+from xenlive.abi.xs_wire import DOMID_INVALID
+from xenlive.errors import OutOfSpace
+from xenlive.xenstore import perms
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from xenlive.xenstore.connection import Connection
+    from xenlive.xenstore.server import XenstoreServer
+    from xenlive.xenstore.store import Node, Store
+    from xenlive.xenstore.watches import Watch
+
+CHUNK_NODES = 1024
+_ZEROES = [b"\0" * count for count in range(8)]
+_U16_MAX = 0xFFFF
+
+
+def encode_state(
+    server: XenstoreServer,
+    *,
+    listen_fd: int,
+    evtchn_fd: int,
+    fd_of: Callable[[Connection], int],
+) -> Iterator[bytes]:
+    """The state in chunks of some ten KiB; nothing may change until the last one is taken.
+
+    `listen_fd` and `evtchn_fd` are descriptors, -1 for none; `fd_of` gives a socket connection's.
+    OutOfSpace if a connection has more unparsed input than a record can say (65535 bytes).
+    """
+    deep = any(
+        watch.depth is not None for conn in server.connections for watch in conn.watches.values()
+    )
+    head = [
+        XS_STATE_PREAMBLE.pack(XS_STATE_IDENT, 2 if deep else 1, 0),
+        _record(XS_STATE_TYPE_GLOBAL, XS_STATE_GLOBAL.pack(listen_fd, evtchn_fd)),
+    ]
+    if server.quotas.changed():
+        head.append(_quota_record(server.quotas.values))
+    for number, conn in enumerate(server.connections, 1):
+        head.append(_connection_record(number, conn, fd_of))
+        head.extend([_watch_record(number, watch) for watch in conn.watches.values()])
+    yield b"".join(head)
+    yield from _node_records(server.store, server.store.special)
+    yield from _node_records(server.store, server.store.nodes)
+    # Domains with a connection are known by it; the others would lose what they are allowed.
+    connected = {conn.domid for conn in server.connections}
+    yield b"".join(
+        [
+            _record(XS_STATE_TYPE_DOMAIN, XS_STATE_DOMAIN.pack(domid, 0, 0))
+            for domid in server.store.domains
+            if domid not in connected and domid != 0
+        ]
+        + [_record(XS_STATE_TYPE_END, b"")]
+    )
+
+
+def _record(kind: int, body: bytes) -> bytes:
+    padding = _ZEROES[-len(body) & 7]
+    return XS_STATE_RECORD_HEADER.pack(kind, len(body) + len(padding)) + body + padding
+
+
+def _connection_record(number: int, conn: Connection, fd_of: Callable[[Connection], int]) -> bytes:
+    fields = 0
+    extra = b""
+    if conn.ring is None:
+        kind = XS_STATE_CONN_TYPE_SOCKET
+        spec = XS_STATE_CONN_SOCKET.pack(fd_of(conn))
+    else:
+        kind = XS_STATE_CONN_TYPE_RING
+        target = conn.target if conn.target >= 0 else DOMID_INVALID
+        spec = XS_STATE_CONN_RING.pack(conn.domid, target, conn.ring.evtchn)
+        if conn.ring.unique_id is not None:
+            fields |= XS_STATE_CONN_FIELDS_UNIQ_ID
+            extra = XS_STATE_CONN_UNIQUE_ID.pack(conn.ring.unique_id)
+    unsent, partial = conn.unsent()
+    unparsed = conn.unparsed
+    if len(unparsed) > _U16_MAX:
+        raise OutOfSpace("room for unparsed input in a state record", len(unparsed), _U16_MAX)
+    body = (
+        XS_STATE_CONNECTION.pack(number, kind, fields, spec, len(unparsed), partial, len(unsent))
+        + unparsed
+        + unsent
+    )
+    return _record(XS_STATE_TYPE_CONN, body + _ZEROES[-len(body) & 7] + extra)
+
+
+def _watch_record(number: int, watch: Watch) -> bytes:
+    path = watch.path[watch.prefix :] + b"\0"
+    token = watch.token + b"\0"
+    if watch.depth is None:
+        head = XS_STATE_WATCH.pack(number, len(path), len(token))
+        return _record(XS_STATE_TYPE_WATCH, head + path + token)
+    depth = min(watch.depth, WATCH_DEPTH_UNLIMITED)
+    head = XS_STATE_WATCH_EXT.pack(number, len(path), len(token), depth)
+    return _record(XS_STATE_TYPE_WATCH_EXT, head + path + token)
+
+
+def _quota_record(values: dict[str, int]) -> bytes:
+    names = b"".join([name.encode() + b"\0" for name in values])
+    numbers = b"".join([value.to_bytes(4, "little") for value in values.values()])
+    head = XS_STATE_GLB_QUOTA.pack(len(values), 0)
+    return _record(XS_STATE_TYPE_GLB_QUOTA, head + numbers + names)
+
+
+def _node_records(store: Store, nodes: dict[bytes, Node]) -> Iterator[bytes]:
+    """The records of `nodes`, in their order."""
+    # What comes before the path and after the value depends on few things, and is kept by them.
+    frames: dict[tuple[int, int, bytes], tuple[bytes, bytes]] = {}
+    parts: list[bytes] = []
+    count = 0
+    for path, node in nodes.items():
+        value = node.value
+        node_perms = node.perms
+        if len(node_perms) != perms.ENTRY_SIZE:
+            node_perms = perms.without_stale(node_perms, node.generation, store.domains)
+        key = (len(path), len(value), node_perms)
+        frame = frames.get(key)
+        if frame is None:
+            frame = frames[key] = _node_frame(len(path) + 1, len(value), node_perms)
+        parts += (frame[0], path, b"\0", value, frame[1])
+        count += 1
+        if count == CHUNK_NODES:
+            yield b"".join(parts)
+            parts.clear()
+            count = 0
+    if parts:
+        yield b"".join(parts)
+
+
+def _node_frame(path_len: int, data_len: int, node_perms: bytes) -> tuple[bytes, bytes]:
+    length = XS_STATE_NODE.size + len(node_perms) + path_len + data_len
+    padding = _ZEROES[-length & 7]
+    head = XS_STATE_RECORD_HEADER.pack(XS_STATE_TYPE_NODE, length + len(padding))
+    entries = len(node_perms) // perms.ENTRY_SIZE
+    return head + XS_STATE_NODE.pack(0, 0, path_len, data_len, 0, entries) + node_perms, padding
