@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from peer.c_daemon import CDaemon, accepts
+from peer.c_daemon import CDaemon
 from peer.tools import c_xenstored
 
+from xenlive.client import Xenstore
+from xenlive.errors import XenliveError
 from xenlive.machine.hosted.image import installed_image
 
 START_TIMEOUT_S = 20.0
@@ -96,7 +98,7 @@ class XenliveServer:
                 start_new_session=True,
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not accepts(self.socket_path):
+        while not answers(self.socket_path):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self._kill()
                 raise RuntimeError(f"xenlive up: {self.log_path.read_text(errors='replace')}")
@@ -125,3 +127,13 @@ class XenliveServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def answers(path: Path) -> bool:
+    """Whether a Xenstore answers on `path`, not only accepts."""
+    try:
+        with Xenstore.connect(path, timeout_s=START_TIMEOUT_S) as store:
+            store.directory("/")
+    except XenliveError:
+        return False
+    return True

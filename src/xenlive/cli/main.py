@@ -4,6 +4,7 @@
 |---|---|
 | done | 0 |
 | an error of the `XenliveError` tree, or of the system (a file, a socket): one line on stderr | 1 |
+| nobody reads the output any more: quietly | 1 |
 | wrong usage: one line too, behind the command it is about | 2 |
 | interrupted | 130 |
 
@@ -87,7 +88,7 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         _drop_stdout()
-        return 0
+        return 1
     except XenstoreError as error:
         return _fail(_in_words(error))
     except XenliveError as error:

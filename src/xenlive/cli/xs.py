@@ -74,6 +74,13 @@ def permission(text: str) -> Permission:
         raise click.BadParameter(str(error)) from None
 
 
+def in_pairs(words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Paths and values that follow each other, or wrong usage."""
+    if len(words) % 2:
+        raise click.BadParameter("each PATH needs a VALUE")
+    return [(store_path(path), value) for path, value in zip(words[::2], words[1::2], strict=True)]
+
+
 @click.group("xs")
 @store_options
 @click.pass_context
@@ -119,15 +126,16 @@ def read_command(store: Xenstore, paths: tuple[str, ...], raw: bool) -> None:
 
 
 @xs_group.command("write")
-@click.argument("pairs", metavar="PATH VALUE [PATH VALUE]...", nargs=-1, required=True)
+@click.argument(
+    "changes",
+    metavar="PATH VALUE [PATH VALUE]...",
+    nargs=-1,
+    required=True,
+    callback=lambda ctx, param, words: in_pairs(words),
+)
 @with_store
-def write_command(store: Xenstore, pairs: tuple[str, ...]) -> None:
+def write_command(store: Xenstore, changes: list[tuple[str, str]]) -> None:
     """Store each VALUE at its PATH, making missing nodes."""
-    if len(pairs) % 2:
-        raise click.UsageError("each PATH needs a VALUE")
-    changes = [
-        (store_path(path), value) for path, value in zip(pairs[::2], pairs[1::2], strict=True)
-    ]
 
     def apply(target: StoreOperations) -> None:
         for path, value in changes:
