@@ -41,7 +41,7 @@ from xenlive.ring.stream import Consumer, Producer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from xenlive.domain.events import EventChannels
     from xenlive.domain.grants import GrantTable
@@ -163,11 +163,15 @@ def take_over_device(
     grants: GrantTable,
     events: EventChannels,
     backend_domid: int = 0,
+    reconnect: Callable[[int, int], None] | None = None,
 ) -> NinePDevice:
     """The device that the kernel before left in `record`. BootError, by code, if it can't be used:
 
     9pfs-bad-record, 9pfs-dead-grant, 9pfs-foreign-page, 9pfs-bad-ring-order, 9pfs-bad-index,
     9pfs-wild-port.
+
+    With `reconnect(ring_ref, port)`, which has the backend start over, the rings begin anew at 0: a
+    kernel that died in the middle of a request leaves indices that nobody can go on from.
     """
     data = module.read_record(record)
     if len(data) != RECORD_9PFS.size:
@@ -181,12 +185,19 @@ def take_over_device(
     refs: list[int] = interface[REF0 : REF0 + (1 << order)].tolist()
     frames = [pages.claim(f"ref[{place}]", ref) for place, ref in enumerate(refs)]
     half = PAGE_SIZE << order >> 1
-    _validate_indices("out", interface[OUT_PROD], prod, prod - interface[OUT_CONS], half)
-    _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, half)
+    if reconnect is None:
+        _validate_indices("out", interface[OUT_PROD], prod, prod - interface[OUT_CONS], half)
+        _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, half)
     try:
         events.bind(port)
+        if reconnect is not None:
+            reconnect(ring_ref, port)
+            prod = cons = 0
     except HypercallError as error:
         raise BootError("9pfs-wild-port", f"event channel {port}: {error}") from None
+    if reconnect is not None:
+        _validate_indices("out", interface[OUT_PROD], 0, 0 - interface[OUT_CONS], half)
+        _validate_indices("in", interface[IN_CONS], 0, interface[IN_PROD] - 0, half)
     rings = views_of_frames(memory, frames)
     refs.insert(0, ring_ref)
     return NinePDevice(module, record, refs, events, port, interface, rings, prod, cons)

@@ -90,13 +90,19 @@ class NinePFront:
         *,
         backend_domid: int = 0,
         timeout_s: float = TIMEOUT_S,
+        reconnect: Callable[[int, int], None] | None = None,
     ) -> NinePFront:
         """The device of the kernel before, from its record alone; nobody but the backend is asked.
+
+        With `reconnect` the rings start over, for a kernel that comes back after another has died
+        on them (`take_over_device`).
 
         BootError: the codes of `take_over_device`, and 9pfs-no-answer, 9pfs-broken-backend,
         9pfs-refused when the backend does not play along.
         """
-        device = take_over_device(memory, module, record, grants, events, backend_domid)
+        device = take_over_device(
+            memory, module, record, grants, events, backend_domid, reconnect
+        )
         front = cls(device, timeout_s)
         try:
             front._files.attach()

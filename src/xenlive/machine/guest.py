@@ -73,7 +73,10 @@ class GuestMachine(EventChannels):
         raise NotImplementedError
 
     def connect_ninepfs(self, ring_ref: int, port: int) -> None:
-        """Has the 9pfs backend attach to the rings behind a granted interface page."""
+        """Has the 9pfs backend attach to the rings behind a granted interface page.
+
+        A backend that was attached before lets go first, and all indices start at 0.
+        """
         raise NotImplementedError
 
     def validate_image(self, image: str) -> None:

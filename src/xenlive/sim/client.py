@@ -135,7 +135,7 @@ class SimClient:
 
     def _make(self, nodes: dict[str, bytes], path: str, value: bytes) -> None:
         parts = path.split("/")
-        for depth in range(2, len(parts)):
+        for depth in range(3, len(parts)):
             nodes.setdefault("/".join(parts[:depth]), b"")
         nodes[path] = value
 

@@ -45,8 +45,10 @@ class SimLoop(ClientLoop):
     # -- what a kernel and its session call ------------------------------------------------------
 
     def adopt(self, conn: Connection, fd: int) -> None:
-        """Serves a connection on a socket that is there."""
+        """Serves a connection on a socket that is there, with what input it brings."""
         self._clients[fd] = conn
+        if conn.unparsed:
+            self._server.receive(conn, b"")
 
     def connections(self) -> list[tuple[Connection, int]]:
         """Each client's connection and its descriptor."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
+from xenlive.abi.xen9pfs import IN_CONS, IN_PROD, OUT_CONS, OUT_PROD
 from xenlive.domain.events import LocalEvents
 from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack
@@ -72,7 +73,13 @@ class Hypervisor:
 
     def connect_ninepfs(self, ring_ref: int, port: int) -> None:
         """Attaches the backend to a granted interface page."""
+        if self.back is not None:
+            self.back.close()
         mapper = GrantMapper(memoryview(self.grant_frames), self.memory, 0)
+        interface = mapper.map(ring_ref).cast("I")
+        for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
+            interface[index] = 0
+        mapper.unmap(ring_ref)
         back = NinePBack(mapper, ring_ref, port, self.tree)
         self.back = back
         self.backend_connects += 1

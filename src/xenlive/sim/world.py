@@ -193,7 +193,7 @@ class SimWorld:
             bytes(self.hypervisor.grant_frames),
             tuple(front.device.refs),
             front.device.port,
-            self.hypervisor.backend_connects,
+            self.hypervisor.backend_connects - self.came_back,
         )
 
     def _check_end(self) -> None:
@@ -206,7 +206,12 @@ class SimWorld:
                 if path == home or path.startswith(home + b"/")
             }
             if found != client.nodes:
-                raise Mismatch(f"{client.home}: the store has {found}, the model {client.nodes}")
+                odd = sorted(
+                    path
+                    for path in found.keys() | client.nodes.keys()
+                    if found.get(path) != client.nodes.get(path)
+                )
+                raise Mismatch(f"{client.home}: store and model differ at {', '.join(odd)}")
         problems = self.kernel.domain.server.store.check()
         if problems:
             raise Mismatch(f"the store is not sound: {problems}")

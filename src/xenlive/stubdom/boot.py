@@ -10,7 +10,8 @@ record were checked, and nothing is served before the state was read whole.
 
 The command line's words, as the old kernel or the host wrote them: `CONFIG_…=…` overrides the
 image's own configuration, `-U` says that this is a live update and the state waits on the device
-(the C daemon's name for it), others are for whoever looks for them.
+(the C daemon's name for it), `came-back` that another kernel has died on that device in between,
+others are for whoever looks for them.
 
 **Invariants.** A handed-over module that is not sound is never used and is reported; a first boot
 then makes its own, a live update stops (`BootError`), since what it needs lies in the module. A
@@ -52,6 +53,9 @@ STATE_FILE = "/xenstore-state"
 
 LIVE_UPDATE = "-U"
 
+#: Said to a kernel that is entered again because the next one did not take over.
+CAME_BACK = "came-back"
+
 #: What is kept free for start infos behind the end of a kernel's image.
 LOAD_RESERVE_BYTES = 0x10000
 
@@ -88,6 +92,11 @@ class StubDomain:
     def is_update(self) -> bool:
         """Whether this kernel was entered by a live update."""
         return LIVE_UPDATE in self.cmdline.split()
+
+    @property
+    def came_back(self) -> bool:
+        """Whether this kernel was entered because the next one did not take over."""
+        return CAME_BACK in self.cmdline.split()
 
 
 def boot(
@@ -143,7 +152,14 @@ def _take_over_or_make_device(domain: StubDomain) -> None:
         return
     record = module.find_record(RECORD_9PFS)
     if record is not None:
-        domain.front = NinePFront.resume(machine.memory, module, record, domain.grants, machine)
+        domain.front = NinePFront.resume(
+            machine.memory,
+            module,
+            record,
+            domain.grants,
+            machine,
+            reconnect=machine.connect_ninepfs if domain.came_back else None,
+        )
     elif domain.is_update:
         raise BootError("9pfs-no-record", "the handed-over module has no 9pfs device")
     elif domain.config.flag("9PFRONT"):

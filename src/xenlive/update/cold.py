@@ -18,7 +18,7 @@ from xenlive.errors import UpdateError, XenliveError
 from xenlive.kexec.stages import Stages
 from xenlive.kexec.start_info import build_start_info
 from xenlive.memory.address import PhysAddr, round_up
-from xenlive.stubdom.boot import LIVE_UPDATE, STATE_FILE
+from xenlive.stubdom.boot import CAME_BACK, LIVE_UPDATE, STATE_FILE
 from xenlive.xenstore.stream import encode_state
 
 TYPE_CHECKING = False
@@ -138,7 +138,7 @@ class ColdUpdate:
         memmap = self._domain.start_info.memmap.for_next_kernel()
         modules = [(self._module.address, self._module.size_bytes, 0)]
         forward = f"{LIVE_UPDATE} {self._cmdline}".rstrip()
-        back = f"{LIVE_UPDATE} {ISSUER_WORD}{self._issuer.fd} {plain_words(self._domain.cmdline)}"
+        back = f"{LIVE_UPDATE} {CAME_BACK} {ISSUER_WORD}{self._issuer.fd} {plain_words(self._domain.cmdline)}"
         place = machine.load_end
         blocks = []
         for cmdline in (forward, back.rstrip()):
@@ -181,5 +181,5 @@ def validate_clear_of(module: KexecModule, address: PhysAddr, size: int) -> None
 def plain_words(cmdline: str) -> str:
     """A command line without the words that an update adds."""
     return " ".join(
-        word for word in cmdline.split() if word != LIVE_UPDATE and not word.startswith(ISSUER_WORD)
+        word for word in cmdline.split() if word not in (LIVE_UPDATE, CAME_BACK) and not word.startswith(ISSUER_WORD)
     )

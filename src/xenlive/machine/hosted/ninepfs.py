@@ -11,11 +11,20 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from xenlive.abi.xen9pfs import IN_CONS, IN_PROD, OUT_CONS, OUT_PROD
 from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack
 from xenlive.errors import HypercallError, XenliveError
 from xenlive.machine.hosted.disktree import DiskTree
 from xenlive.machine.hosted.hypervisor import HostedDomain
+
+
+def start_rings_over(mapper: GrantMapper, ring_ref: int) -> None:
+    """Sets the four indices of an interface page to 0; HypercallError if it is not granted."""
+    interface = mapper.map(ring_ref).cast("I")
+    for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
+        interface[index] = 0
+    mapper.unmap(ring_ref)
 
 
 class NinePDevice:
@@ -38,6 +47,7 @@ class NinePDevice:
         self._answer_bell = ends.from_remote
         mapper = GrantMapper(domain.grant_frames, domain.memory, 0)
         try:
+            start_rings_over(mapper, ring_ref)
             self._back: NinePBack | None = NinePBack(
                 mapper, ring_ref, port, DiskTree(export), notify=self._notify
             )
