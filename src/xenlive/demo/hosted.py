@@ -143,7 +143,10 @@ class HostedWorld:
         deadline_s = time.monotonic() + REST_LIMIT_S
         while True:
             before = self._status()
-            found = self._look(before)
+            try:
+                found = self._look(before)
+            except (LookupError, TypeError) as error:
+                raise DemoError(f"the host's status can't be understood: {error!r}") from None
             after = self._status()
             if before["ninepfs"] == after["ninepfs"] and _at_rest(found.indices):
                 return found
@@ -213,7 +216,7 @@ class HostedWorld:
             ),
             saved_prod_pvt_out=device["prod_pvt_out"],
             saved_cons_pvt_in=device["cons_pvt_in"],
-            backend=_backend(status["ninepfs"]),
+            backend=_backend(status),
             description=described,
         )
 
@@ -247,11 +250,12 @@ def _record(record: dict[str, Any]) -> ModuleRecord:
     )
 
 
-def _backend(device: dict[str, Any]) -> Backend:
+def _backend(status: dict[str, Any]) -> Backend:
+    device = status["ninepfs"]
     return Backend(
         connected=bool(device["connected"]),
-        connects=int(device["connects"]),
-        disconnects=int(device["disconnects"]),
-        received_bytes=int(device["received_bytes"]),
-        sent_bytes=int(device["sent_bytes"]),
+        connects=int(status["ninepfs_connects"]),
+        disconnects=int(status["ninepfs_losses"]),
+        received_bytes=int(device["bytes_read"]),
+        sent_bytes=int(device["bytes_written"]),
     )

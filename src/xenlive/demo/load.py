@@ -33,7 +33,7 @@ from xenlive.demo.loop import Connection, Loop
 from xenlive.demo.scripts import Client, Script, Writer, barrier, make_nodes, set_watch, walk
 from xenlive.demo.tally import Tally, Watch
 from xenlive.demo.tree import ROOT, Node, Tree, make_tree
-from xenlive.errors import XenliveError
+from xenlive.errors import PeerError, XenliveError
 
 DETAILS_MAX = 20
 
@@ -152,7 +152,10 @@ class Load:
             ]
         )
         found = self._walk()
-        return {path: node for path, node in found.items() if not _planned(path)}
+        _, wrong = compare(self._tree.nodes, _planned(found))
+        if wrong := [*self._tally.details, *wrong]:
+            raise PeerError(f"the store can't be filled: {wrong[0]}")
+        return _elsewhere(found)
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -216,9 +219,9 @@ class Load:
             nonlocal at_work
             at_work -= 1
 
+        self._loop.open_window()
         for connection, worker in zip([*self._reading, self._writing], workers, strict=True):
             self._loop.start(connection, worker.script(), ended)
-        self._loop.open_window()
         self._say({"running": plan.clients})
         self._wait_for("finish")
         for worker in workers:
@@ -285,8 +288,7 @@ class Load:
         self, found: dict[bytes, Node], elsewhere: dict[bytes, Node], new_connection: bool
     ) -> Result:
         tally, watches = self._tally, self._watches
-        mine = {path: node for path, node in found.items() if _planned(path)}
-        others = {path: node for path, node in found.items() if not _planned(path)}
+        mine, others = _planned(found), _elsewhere(found)
         counts, details = compare(self._tree.nodes, mine)
         changed = sum(
             others.get(path) != elsewhere.get(path) for path in others.keys() | elsewhere.keys()
@@ -318,8 +320,13 @@ class Load:
         )
 
 
-def _planned(path: bytes) -> bool:
-    return path == ROOT or path.startswith(ROOT + b"/")
+def _planned(found: dict[bytes, Node]) -> dict[bytes, Node]:
+    return {path: node for path, node in found.items() if (path + b"/").startswith(ROOT + b"/")}
+
+
+def _elsewhere(found: dict[bytes, Node]) -> dict[bytes, Node]:
+    mine = _planned(found)
+    return {path: node for path, node in found.items() if path not in mine}
 
 
 def compare(
