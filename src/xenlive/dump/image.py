@@ -125,6 +125,8 @@ class Image:
         sound = other = None
         for offset in self._eye_catchers():
             candidate = self._candidate(offset)
+            if candidate is None:
+                continue
             if verify(candidate.admin_page, candidate.size_bytes):
                 other = candidate
             else:
@@ -146,13 +148,13 @@ class Image:
             return None  # its numbers speak of a module that is a part of the file
         return FoundModule(0, self.size_bytes, page.ljust(PAGE_SIZE, b"\0"), None)
 
-    def _candidate(self, offset: int) -> FoundModule:
-        """The module that an administration page at `offset` would end; cut off at the start."""
+    def _candidate(self, offset: int) -> FoundModule | None:
+        """The module that the page at `offset` ends, as far as it is there; None without header."""
         page = self.read(offset, PAGE_SIZE)
-        size = PAGE_SIZE
-        if len(page) >= HEADER.size:
-            size += HEADER.unpack(page)[1] * PAGE_SIZE
-        start = max(offset + PAGE_SIZE - size, 0)
+        if len(page) < HEADER.size:
+            return None
+        _, n_pages, _, _ = HEADER.unpack(page)
+        start = max(offset - n_pages * PAGE_SIZE, 0)
         return FoundModule(
             start,
             offset + len(page) - start,

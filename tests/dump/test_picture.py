@@ -1,0 +1,108 @@
+"""The picture of a module, without colours and with them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from rich.text import Text
+from vectors import minios
+
+from xenlive.dump import describe_image, draw_module
+from xenlive.dump.picture import draw_pages
+
+DEVICE = {"ring_ref": 2047, "evtchn": 4, "prod_pvt_out": 0, "cons_pvt_in": 0}
+
+
+def description(n_pages: int, *owned: range, address: int | None = 0x3FEE000) -> dict[str, Any]:
+    """A module whose record i owns the i-th range of pages; record 0 is a device."""
+    return {
+        "address": address,
+        "n_pages": n_pages,
+        "n_records": 16,
+        "free_pages": n_pages - sum(len(pages) for pages in owned),
+        "free_record_bytes": 1,
+        "records": [
+            {
+                "index": index,
+                "type": 7 if index else 1,
+                "type_name": "unknown" if index else "9PFS",
+                "size": index,
+                "pages": list(pages),
+                "decoded": None if index else DEVICE,
+            }
+            for index, pages in enumerate(owned)
+        ],
+    }
+
+
+def drawn(found: dict[str, Any], width: int = 80) -> list[str]:
+    picture = draw_module(found, width)
+    assert isinstance(picture, Text)
+    return picture.plain.splitlines()
+
+
+def test_a_device_and_a_record() -> None:
+    assert drawn(description(20, range(17), range(18, 19))) == [
+        "0x3fee000  0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 . 1 . #",
+        "  0  9PFS, 17 pages, 0 bytes: grant 2047, port 4",
+        "  1  record of type 7, 1 page, 1 byte",
+        "  #  administration page: 2 of 16 records, 1 byte free",
+        "  .  free: 2 pages",
+    ]
+
+
+def test_an_address_that_the_image_does_not_say() -> None:
+    assert drawn(description(3, range(1), address=None))[0] == "page 0  0 . . #"
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+@pytest.mark.parametrize("n_pages", [0, 1, 17, 63, 100, 255, 256, 300])
+def test_it_keeps_to_the_width_and_shows_every_page(n_pages: int, width: int) -> None:
+    owned = [range(page, page + 1) for page in range(0, min(n_pages, 200), 2)]
+    rows = "".join(text for text, _ in draw_pages(description(n_pages, *owned), width))
+    lines = rows.splitlines()
+    if width > 20:
+        assert all(len(line) <= width for line in lines)
+    signs = "".join(line.split("  ", 1)[1].replace(" ", "") for line in lines if "more" not in line)
+    if "more" not in rows:
+        assert len(signs) == n_pages + 1
+    assert signs.endswith("#")
+
+
+def test_rows_that_repeat_are_told_once() -> None:
+    rows = "".join(text for text, _ in draw_pages(description(4002, range(10, 4001)), 80))
+    lines = rows.splitlines()
+    assert lines[2].strip() == "(60 more rows like this)"
+    assert [line.split()[0] for line in lines if "more" not in line] == [
+        "0x3fee000",
+        "0x402e000",
+        "0x4f6e000",
+    ]
+
+
+def test_owners_have_colours_of_their_own() -> None:
+    pieces = draw_pages(description(3, range(1), range(1, 2)), 80)
+    styles = {text.strip(): style for text, style in pieces if text.strip() in ("0", "1", ".", "#")}
+    assert len(set(styles.values())) == 4
+
+
+def test_records_beyond_the_signs_share_one() -> None:
+    owned = [range(page, page + 1) for page in range(64)]
+    assert drawn(description(64, *owned), 200)[0].endswith("Z + + #")
+
+
+def test_without_rich_it_is_a_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_rich = drawn(description(20, range(17)))
+    monkeypatch.setitem(sys.modules, "rich.text", None)
+    picture = draw_module(description(20, range(17)))
+    assert isinstance(picture, str)
+    assert picture.splitlines() == with_rich
+
+
+@pytest.mark.parametrize("name", ["stubdom18", "empty4"])
+def test_described_modules_can_be_drawn(name: str, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("picture") / name
+    path.write_bytes(minios.host_image(name))
+    assert drawn(describe_image(path))[0].endswith("#")
