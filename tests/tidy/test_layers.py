@@ -146,7 +146,7 @@ def test_what_a_domain_process_loads() -> None:
     assert KERNEL in said
     assert sorted(HEAVY & said) == []
     assert sorted(name for name in said if room_of(name) in ("cli", "client", "demo", "sim")) == []
-    bare = run_isolated("")
+    bare = run_isolated("import os")
     loaded = {name for name in said - bare - LIGHT if not name.startswith(PACKAGE)}
     # `struct`, `socket` and the like have a C module behind them.
     assert sorted(name for name in loaded if name.removeprefix("_") not in LIGHT) == []
