@@ -1,4 +1,4 @@
-"""Pictures for a terminal of any width: the timeline of an update, and the verdict.
+"""Pictures for a terminal of any width: an update's timeline, what was handed over, the verdict.
 
     quiesce      ▏                                       0.4 ms
     dump          ██████                                11.9 ms
@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.table import Table
 from rich.text import Text
 
-from xenlive.demo.verdict import Check, Update
-from xenlive.demo.world import PHASES
+from xenlive.abi.kexec_module import PAGE_FREE
+from xenlive.demo.verdict import Check, Evidence, Update
+from xenlive.demo.world import PHASES, HandoverSnapshot, Image
+from xenlive.domain.config import Config
 
 LABEL_COLUMNS = 13
 NUMBER_COLUMNS = 11
@@ -84,6 +87,58 @@ def draw_timeline(update: Update, width: int, marks: Marks = UNICODE) -> list[Te
         bar = scale.span(offset_ms, offset_ms + gap.silence_ms, marks)
         lines.append(_row("clients saw", bar, gap.silence_ms, "bold", width))
     return lines
+
+
+def draw_handover(evidence: Evidence, width: int) -> Table | None:
+    """What each kernel found in the memory it was handed: a column a kernel, None if none looked.
+
+    In the row of pages each sign is a page: its owner's record, `.` for free, `#` administration.
+    A `>` marks what is not the same for all.
+    """
+    found = [(evidence.before, None), *((u.after, u.image) for u in evidence.updates)]
+    columns = [(snapshot, image) for snapshot, image in found if snapshot is not None]
+    if not columns:
+        return None
+    table = Table(box=None, show_header=False, pad_edge=False, width=min(width, WIDTH_MAX))
+    table.add_column(style="bold", no_wrap=True)
+    for _ in columns:
+        table.add_column(overflow="fold")
+    rows: dict[str, list[str]] = {}
+    for snapshot, image in columns:
+        for name, value in _handover_rows(snapshot, image).items():
+            rows.setdefault(name, []).append(value)
+    for name, values in rows.items():
+        same = len(set(values)) == 1
+        table.add_row(f"{' ' if same else '>'} {name}", *values, style="" if same else "cyan")
+    return table
+
+
+def _handover_rows(snapshot: HandoverSnapshot, image: Image | None) -> dict[str, str]:
+    asked = snapshot.module_pages if image is None else wanted_pages(image.config)
+    first, last = min(snapshot.ring_refs, default=0), max(snapshot.ring_refs, default=0)
+    indices = snapshot.indices
+    return {
+        "kernel": snapshot.version,
+        "configured for": f"{asked} module pages",
+        "module": f"{snapshot.module_pages} pages at {snapshot.module_address:#x}",
+        "pages": "".join(_sign(owner) for owner in bytes.fromhex(snapshot.owners)) + "#",
+        "interface page": f"grant {snapshot.ring_ref}",
+        "ring pages": f"grants {first} to {last}",
+        "event channel": f"port {snapshot.event_channel}",
+        "written by now": f"{indices.out_prod:,} bytes",
+        "read by now": f"{indices.in_cons:,} bytes",
+    }
+
+
+def wanted_pages(config: str) -> int:
+    """How many module pages a configuration asks for."""
+    return Config.parse(config).number("KEXEC_MODULE_PAGES")
+
+
+def _sign(owner: int) -> str:
+    if owner == PAGE_FREE:
+        return "."
+    return "0123456789abcdefghijklmnopqrstuvwxyz"[owner] if owner < 36 else "+"
 
 
 def draw_checks(checks: Sequence[Check], width: int, marks: Marks = UNICODE) -> list[Text]:

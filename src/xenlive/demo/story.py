@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.text import Text
 
-from xenlive.demo.drawings import WIDTH_MAX, draw_checks, draw_timeline, marks_for
+from xenlive.demo.drawings import WIDTH_MAX, draw_checks, draw_handover, draw_timeline, marks_for
 from xenlive.demo.run import Audience, Options, Outcome
 from xenlive.demo.verdict import Update
 from xenlive.demo.world import HandoverSnapshot
@@ -28,7 +28,7 @@ class Story(Audience):
         self._width = min(console.width, WIDTH_MAX)
         self._status: Status | None = None
         self._stage = ""
-        self._say(Text("A Xenstore stub domain is updated twice, under load, and nobody notices."))
+        self._say(Text("A Xenstore stub domain is updated twice, under load. Does anybody notice?"))
         self._say()
 
     # -- what is told ----------------------------------------------------------------------------
@@ -94,6 +94,11 @@ class Story(Audience):
         self.close()
         evidence = outcome.evidence
         self._picture("what was handed over, after", evidence.last)
+        table = draw_handover(evidence, self._width)
+        if table is not None:
+            self._say()
+            self._say(Text("What each kernel found there (> is what moved on)", "bold"))
+            self._say(table)
         self._say()
         self._say(Text("Measured:", "bold"))
         for line in draw_checks(outcome.checks, self._width, self._marks):
@@ -128,7 +133,9 @@ class Story(Audience):
             return
         self._say()
         self._say(Text(f"Memory: {title}", "bold"))
-        self._say(draw_module(snapshot.description))
+        drawn = draw_module(snapshot.description, self._width - 2)
+        for line in str(drawn).splitlines() if isinstance(drawn, str) else drawn.split():
+            self._say(Text.assemble("  ", line))
 
     def _say(self, what: RenderableType = "") -> None:
         self._console.print(what, highlight=False, soft_wrap=isinstance(what, Text))
