@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from xenlive.memory.guest import GuestMemory
 
 
-class ImageAnswer:
-    """What an image said of itself when it was tried: its version, the state streams it reads."""
+class LoadedImage:
+    """An image that is ready to be entered: its version, and the state streams it reads.
 
-    __slots__ = ("streams", "version")
+    `handle` is the machine's own, -1 for none; `GuestMachine.unload` gives it back.
+    """
 
-    def __init__(self, version: str, streams: tuple[int, ...]) -> None:
+    __slots__ = ("handle", "image", "streams", "version")
+
+    def __init__(
+        self, image: str, version: str, streams: tuple[int, ...], handle: int = -1
+    ) -> None:
+        self.image = image
         self.version = version
         self.streams = streams
+        self.handle = handle
 
 
 class EventLoop:
@@ -83,24 +90,28 @@ class GuestMachine(EventChannels):
         """Refuses what can't be an image: UpdateError, in the C daemon's words where it has any."""
         raise NotImplementedError
 
-    def try_image(
-        self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
+    def load_image(
+        self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
     ) -> None:
-        """Finds out beside the serving whether `image` runs, and is a kernel; answers later.
+        """Loads `image` beside the serving, and finds out whether it is a kernel; answers later.
 
         UpdateError if it can't even be tried.
         """
         raise NotImplementedError
 
+    def unload(self, loaded: LoadedImage) -> None:
+        """Forgets an image that is not to be entered after all."""
+        raise NotImplementedError
+
     def kexec(
         self,
-        image: str,
+        loaded: LoadedImage,
         start_info: PhysAddr,
         fallback: str,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:
-        """Enters `image`; memory, grants, ports and the descriptors `keep` stay.
+        """Enters `loaded`; memory, grants, ports and the descriptors `keep` stay.
 
         If it ends before it has taken over, `fallback` is entered instead. Does not return; OSError
         if the processor can't be entered, and then all is as it was.

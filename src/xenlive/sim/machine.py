@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.abi.xen9pfs import IN_CONS, IN_PROD, OUT_CONS, OUT_PROD
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.domain.events import LocalEvents
 from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack
 from xenlive.errors import UpdateError
 from xenlive.kexec.start_info import build_start_info
-from xenlive.machine.guest import EventLoop, GuestMachine, ImageAnswer
+from xenlive.machine.guest import EventLoop, GuestMachine, LoadedImage
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
@@ -129,23 +129,26 @@ class SimMachine(GuestMachine):
         if image not in self._hypervisor.images:
             raise UpdateError("image", "File not accessible.")
 
-    def try_image(
-        self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
+    def load_image(
+        self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
     ) -> None:
         """Answers a little later, in virtual time."""
-        answer = ImageAnswer(self._hypervisor.images[image], XS_STATE_READ_VERSIONS)
+        answer = LoadedImage(image, self._hypervisor.images[image], XS_STATE_READ_VERSIONS)
         loop.call_at(self.now_s() + 0.05, lambda: on_done(answer))
+
+    def unload(self, loaded: LoadedImage) -> None:
+        """Nothing is held."""
 
     def kexec(
         self,
-        image: str,
+        loaded: LoadedImage,
         start_info: PhysAddr,
         fallback: str,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:
         """Leaves the kernel for good: raises Entered."""
-        raise Entered(image, start_info, fallback, fallback_start_info)
+        raise Entered(loaded.image, start_info, fallback, fallback_start_info)
 
     # -- event channels: the hypervisor's own ----------------------------------------------------
 

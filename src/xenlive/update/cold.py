@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xenlive.domain.ninepfront import NinePFront
     from xenlive.kexec.module import KexecModule
+    from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
     from xenlive.update.session import Issuer
@@ -34,7 +35,7 @@ ISSUER_WORD = "issuer="
 
 
 class ColdUpdate:
-    """One attempt to hand `domain` over from `old_image` to `new_image`."""
+    """One attempt to hand `domain` over from `old_image` to the image that is `loaded`."""
 
     __slots__ = (
         "_blocks",
@@ -43,9 +44,9 @@ class ColdUpdate:
         "_front",
         "_issuer",
         "_listen_fd",
+        "_loaded",
         "_loop",
         "_module",
-        "_new_image",
         "_old_image",
         "_old_record",
         "stages",
@@ -57,7 +58,7 @@ class ColdUpdate:
         loop: ClientLoop,
         *,
         old_image: str,
-        new_image: str,
+        loaded: LoadedImage,
         cmdline: str,
         issuer: Issuer,
         listen_fd: int,
@@ -68,7 +69,7 @@ class ColdUpdate:
         self._module: KexecModule = module
         self._front: NinePFront = front
         self._old_image = old_image
-        self._new_image = new_image
+        self._loaded = loaded
         self._cmdline = cmdline
         self._issuer = issuer
         self._listen_fd = listen_fd
@@ -82,7 +83,7 @@ class ColdUpdate:
         self.stages.add("start-info", self._write_blocks)
 
     def run(self) -> None:
-        """Goes through the steps and does not return; UpdateError if one fails, and all is undone."""
+        """Goes through the steps and does not return; UpdateError if one fails: all is undone."""
         self.stages.run()
         try:
             if self.stages.fail_at == "kexec":
@@ -138,7 +139,8 @@ class ColdUpdate:
         memmap = self._domain.start_info.memmap.for_next_kernel()
         modules = [(self._module.address, self._module.size_bytes, 0)]
         forward = f"{LIVE_UPDATE} {self._cmdline}".rstrip()
-        back = f"{LIVE_UPDATE} {CAME_BACK} {ISSUER_WORD}{self._issuer.fd} {plain_words(self._domain.cmdline)}"
+        words = [LIVE_UPDATE, CAME_BACK, f"{ISSUER_WORD}{self._issuer.fd}"]
+        back = " ".join([*words, plain_words(self._domain.cmdline)])
         place = machine.load_end
         blocks = []
         for cmdline in (forward, back.rstrip()):
@@ -152,7 +154,7 @@ class ColdUpdate:
     def _kexec(self) -> None:
         keep = [self._listen_fd, *(fd for _, fd in self._loop.connections())]
         self._domain.machine.kexec(
-            self._new_image, self._blocks[0], self._old_image, self._blocks[1], keep
+            self._loaded, self._blocks[0], self._old_image, self._blocks[1], keep
         )
 
 
@@ -181,5 +183,7 @@ def validate_clear_of(module: KexecModule, address: PhysAddr, size: int) -> None
 def plain_words(cmdline: str) -> str:
     """A command line without the words that an update adds."""
     return " ".join(
-        word for word in cmdline.split() if word not in (LIVE_UPDATE, CAME_BACK) and not word.startswith(ISSUER_WORD)
+        word
+        for word in cmdline.split()
+        if word not in (LIVE_UPDATE, CAME_BACK) and not word.startswith(ISSUER_WORD)
     )

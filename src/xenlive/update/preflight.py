@@ -6,15 +6,15 @@ be, where a line fails.
 
 from __future__ import annotations
 
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.errors import UpdateError
 from xenlive.update.cold import handed_over
-from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenlive.machine.guest import ImageAnswer
+    from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
 
@@ -36,7 +36,7 @@ class Preflight:
         self._check_domain()
         try:
             self._domain.machine.validate_image(self._image)
-            self._domain.machine.try_image(self._loop, self._image, self._image_answered)
+            self._domain.machine.load_image(self._loop, self._image, self._image_answered)
         except UpdateError as error:
             self._image_answered(error)
 
@@ -69,10 +69,11 @@ class Preflight:
             f"{len(server.connections)} connections",
         )
 
-    def _image_answered(self, answer: ImageAnswer | UpdateError) -> None:
+    def _image_answered(self, answer: LoadedImage | UpdateError) -> None:
         if isinstance(answer, UpdateError):
             self._say(False, "image", f"{self._image}: {answer.why}")
         else:
+            self._domain.machine.unload(answer)
             self._say(True, "image", f"{self._image}, version {answer.version}")
             self._say(
                 set(XS_STATE_READ_VERSIONS) <= set(answer.streams),

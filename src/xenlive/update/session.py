@@ -28,7 +28,7 @@ from xenlive.xenstore.requests import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from xenlive.machine.guest import ImageAnswer
+    from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
     from xenlive.xenstore.connection import Connection
@@ -78,6 +78,7 @@ class UpdateSession:
         "_image",
         "_issuer",
         "_listen_fd",
+        "_loaded",
         "_loop",
         "_new_image",
         "_owner",
@@ -92,6 +93,7 @@ class UpdateSession:
         self._image = image
         self._listen_fd = listen_fd
         self.fail_at = ""
+        self._loaded: LoadedImage | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -99,6 +101,9 @@ class UpdateSession:
         self._new_image = ""
         self._cmdline: str | None = None
         self._issuer: Issuer | None = None
+        if self._loaded is not None:
+            self._domain.machine.unload(self._loaded)
+        self._loaded = None
         self._force = False
         self._timeout_s = 0.0
         self._started_s = 0.0
@@ -180,22 +185,24 @@ class UpdateSession:
         self._issuer = Issuer(self._domain, connection, self._loop.fd_of(connection), request)
         try:
             handed_over(self._domain)
-            self._domain.machine.try_image(self._loop, self._new_image, self._image_answered)
+            self._domain.machine.load_image(self._loop, self._new_image, self._image_answered)
         except UpdateError as error:
             self._fail(str(error))
         return None
 
     # -- trying, waiting, updating ---------------------------------------------------------------
 
-    def _image_answered(self, answer: ImageAnswer | UpdateError) -> None:
+    def _image_answered(self, answer: LoadedImage | UpdateError) -> None:
         self._end_if_owner_gone()
-        if self._issuer is None:
-            return
         if isinstance(answer, UpdateError):
-            self._fail(str(answer))
+            if self._issuer is not None:
+                self._fail(str(answer))
+        elif self._issuer is None:
+            self._domain.machine.unload(answer)
         elif not set(XS_STATE_READ_VERSIONS) <= set(answer.streams):
             self._fail(f"preflight: the image reads state streams of versions {answer.streams}")
         else:
+            self._loaded = answer
             self._started_s = self._domain.machine.now_s()
             self._look()
 
@@ -228,15 +235,16 @@ class UpdateSession:
             self._loop.release_held()
 
     def _update(self) -> None:
-        issuer = self._issuer
+        issuer, loaded = self._issuer, self._loaded
         assert issuer is not None
+        assert loaded is not None
         try:
             cmdline = self._domain.cmdline if self._cmdline is None else self._cmdline
             attempt = ColdUpdate(
                 self._domain,
                 self._loop,
                 old_image=self._image,
-                new_image=self._new_image,
+                loaded=loaded,
                 cmdline=plain_words(cmdline),
                 issuer=issuer,
                 listen_fd=self._listen_fd,

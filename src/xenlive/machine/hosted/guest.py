@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from xenlive.errors import UpdateError
-    from xenlive.machine.guest import EventLoop, ImageAnswer
+    from xenlive.machine.guest import EventLoop, LoadedImage
     from xenlive.memory.address import PhysAddr
 
 _FDS_MAX = 4
@@ -178,32 +178,43 @@ class HostedGuest(GuestMachine):
         """Refuses a path that can't be an image (`image.py`)."""
         validate_image(image)
 
-    def try_image(
-        self, loop: EventLoop, image: str, on_done: Callable[[ImageAnswer | UpdateError], None]
+    def load_image(
+        self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
     ) -> None:
         """Runs the image with `--preflight` in a process of its own (`trial.py`)."""
         Trial(loop, image, on_done).start()
 
+    def unload(self, loaded: LoadedImage) -> None:
+        """Closes the memfd that the image's code is in."""
+        if loaded.handle >= 0:
+            os.close(loaded.handle)
+            loaded.handle = -1
+
     def kexec(
         self,
-        image: str,
+        loaded: LoadedImage,
         start_info: PhysAddr,
         fallback: str,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:
-        """Replaces this kernel: execve of `image` with the channel and the descriptors `keep`.
+        """Replaces this kernel: execve of `loaded` with the channel and the descriptors `keep`.
 
         Does not return. OSError if the processor can't be entered; then all is as it was.
         """
         changed: list[int] = []
         try:
-            for fd in (self._channel.fileno(), *keep):
+            for fd in (self._channel.fileno(), loaded.handle, *keep):
                 if not os.get_inheritable(fd):
                     os.set_inheritable(fd, True)
                     changed.append(fd)
             command = entry_command(
-                image, self._channel.fileno(), start_info, fallback, fallback_start_info
+                loaded.image,
+                self._channel.fileno(),
+                start_info,
+                fallback,
+                fallback_start_info,
+                loaded=loaded.handle,
             )
             os.execv(sys.executable, command)
         except BaseException:

@@ -46,7 +46,7 @@ SPECIAL_PAGES = MemoryRange(0xFEFF8000, 0x8000, E820_RESERVED)
 
 @dataclass
 class Port:
-    """An event channel: the domain rings `to_remote` and hears `from_remote`, the host vice versa."""
+    """An event channel: the domain rings `to_remote`, the host rings `from_remote`."""
 
     remote_domid: int
     to_remote: int

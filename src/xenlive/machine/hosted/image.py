@@ -3,7 +3,7 @@
 An image is anything that Python runs: a folder with `__main__.py`, a zipapp, a script; without a
 name it is the installed xenlive itself (its folder `image/`). The process gets
 
-    python -I -S -c ENTRY IMAGE CHANNEL START_INFO FALLBACK FALLBACK_START_INFO REASON
+    python -I -S -c ENTRY IMAGE CHANNEL START_INFO FALLBACK FALLBACK_START_INFO REASON LOADED
 
 and the image finds in `sys.argv`: itself, the descriptor of the hypercall channel, the physical
 address of its `hvm_start_info`, and the reason if it is entered as somebody's fallback. `-I -S`
@@ -14,8 +14,10 @@ said that it took over (`commit_entry`), whatever ends it (an exception, an exit
 the fallback image on the same descriptors instead: the old kernel comes back and `REASON` says
 why. Only the death of the process itself is beyond it.
 
-`--preflight` in place of the channel makes an image say what it is, in one line, without touching
-anything; a process that does not is no kernel of ours.
+Like any kexec, this one loads the next kernel before it stops the running one: the image is first
+run with `--preflight` in place of the channel, says what it is in one line, and `ENTRY` writes the
+code of all modules that this took into `LOADED`, the descriptor of a memfd. After kexec they come
+from there: Python searching for sixty files would be waited for by every client.
 """
 
 from __future__ import annotations
@@ -41,40 +43,81 @@ LOAD_END = PhysAddr(0x100000)
 
 # Kept as text: the old kernel must be able to enter a new one after its own files are gone.
 ENTRY = f"""
-import posix, sys
-image, channel, start_info, fallback, fallback_start_info, reason = sys.argv[1:7]
+import marshal, posix, sys
+image, channel, start_info, fallback, fallback_start_info, reason, loaded = sys.argv[1:8]
 committed = False
+main, code, modules = image, None, {{}}
+
+class Loaded:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name not in modules:
+            return None
+        origin, is_package, _ = modules[name]
+        spec = type(sys.__spec__)(name, Loaded, origin=origin, is_package=is_package)
+        spec.has_location = True
+        if is_package:
+            spec.submodule_search_locations.append(origin.rpartition("/")[0])
+        return spec
+    @staticmethod
+    def create_module(spec):
+        return None
+    @staticmethod
+    def exec_module(module):
+        exec(modules[module.__name__][2], module.__dict__)
+
+def late(*_):
+    raise TimeoutError("no sign of life for {ENTRY_TIMEOUT_S} s")
+
+def find_main():
+    if posix.stat(image).st_mode & 0o170000 == 0o040000:
+        path = image + "/__main__.py"
+    else:
+        import zipimport
+        try:
+            return image, zipimport.zipimporter(image).get_code("__main__")
+        except zipimport.ZipImportError:
+            path = image
+    with open(path, "rb") as file:
+        return path, compile(file.read(), path, "exec")
+
+def save_modules():
+    kinds = ("SourceFileLoader", "SourcelessFileLoader", "zipimporter")
+    for name, module in sys.modules.items():
+        spec = getattr(module, "__spec__", None)
+        if spec is not None and type(spec.loader).__name__ in kinds:
+            origin = spec.origin or module.__file__
+            is_package = spec.submodule_search_locations is not None
+            modules[name] = origin, is_package, spec.loader.get_code(name)
+    with open(int(loaded), "wb") as file:
+        file.write(marshal.dumps((main, code, modules)))
+
 if fallback:
     import _signal
-    def late(*_):
-        raise TimeoutError("no sign of life for {ENTRY_TIMEOUT_S} s")
     _signal.signal(_signal.SIGALRM, late)
     _signal.alarm({ENTRY_TIMEOUT_S})
 try:
     sys.argv = [image, channel, start_info, reason]
     sys.path.insert(0, image)
-    main, code = image, None
-    if posix.stat(image).st_mode & 0o170000 == 0o040000:
-        main += "/__main__.py"
+    if loaded and channel != "{PREFLIGHT}":
+        with open(int(loaded), "rb") as file:
+            file.seek(0)
+            main, code, modules = marshal.loads(file.read())
+        sys.meta_path.insert(0, Loaded)
     else:
-        import zipimport
-        try:
-            code = zipimport.zipimporter(image).get_code("__main__")
-        except zipimport.ZipImportError:
-            pass
-    if code is None:
-        with open(main, "rb") as file:
-            code = compile(file.read(), main, "exec")
+        main, code = find_main()
     exec(code, {{"__name__": "__main__", "__file__": main, "__builtins__": __builtins__}})
     if fallback and not committed:
         raise RuntimeError("it ended without taking over")
+    if loaded and channel == "{PREFLIGHT}":
+        save_modules()
 except BaseException as error:
     if committed or not fallback:
         raise
     _signal.alarm(0)
     why = f"{{type(error).__name__}}: {{error}}".replace("\\n", " ").replace("\\0", " ")[:500]
     posix.execv(sys.executable, [sys.executable, "-I", "-S", "-c", sys.orig_argv[4],
-        fallback, channel, fallback_start_info, "", "", why])
+        fallback, channel, fallback_start_info, "", "", why, ""])
 """
 
 
@@ -90,17 +133,18 @@ def entry_command(
     fallback: str = "",
     fallback_start_info: PhysAddr | int = 0,
     reason: str = "",
+    loaded: int | str = "",
 ) -> list[str]:
     """The command that enters `image` as the file's head describes; addresses travel in hex."""
     return [
         *(sys.executable, "-I", "-S", "-c", ENTRY, image, str(channel), f"{start_info:#x}"),
-        *(fallback, f"{fallback_start_info:#x}", reason),
+        *(fallback, f"{fallback_start_info:#x}", reason, str(loaded)),
     ]
 
 
-def preflight_command(image: str) -> list[str]:
-    """The command that makes `image` say what it is on standard output."""
-    return entry_command(image, PREFLIGHT)
+def preflight_command(image: str, loaded: int) -> list[str]:
+    """The command that makes `image` say what it is, and writes its modules to `loaded`."""
+    return entry_command(image, PREFLIGHT, loaded=loaded)
 
 
 def validate_image(image: str) -> None:
