@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PREFIX = "CONFIG_"
 _NAME_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _VALUE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:,=+@%-")
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _NOT_CONFIG = ("XEN_INTERFACE_VERSION",)
 _MAX_NUMBER = 0xFFFFFFFF
 _MAX_LINE = 1024
@@ -160,8 +161,8 @@ def _parse_number(source: str, number: int, name: str, text: str) -> int:
     digits = text[2:] if text[:2] in ("0x", "0X") else text
     base = 16 if digits is not text else 10
     try:
-        # int() alone would take underscores, blanks and other alphabets' digits
-        if not digits.isascii() or "_" in digits:
+        # int() alone would take signs, underscores and other alphabets' digits
+        if not _HEX_DIGITS.issuperset(digits):
             raise ValueError
         value = int(digits, base)
     except ValueError:
