@@ -148,7 +148,7 @@ def draw_checks(checks: Sequence[Check], width: int, marks: Marks = UNICODE) -> 
     lines = []
     for check in checks:
         mark = Text(marks.good, "green") if check.ok else Text(marks.bad, "bold red")
-        words = _wrap(check.detail, max(20, width - indent))
+        words = _wrap(check.detail, max(10, width - indent))
         head = Text.assemble("  ", mark, " ", (check.name.ljust(names), "bold"), "  ")
         head.append(words[0], "" if check.ok else "red")
         lines.append(head)
