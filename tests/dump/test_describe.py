@@ -130,6 +130,13 @@ def test_a_page_that_can_be_no_interface_is_not_shown_as_one(
     assert list(decoded) == ["ring_ref", "evtchn", "prod_pvt_out", "cons_pvt_in"]
 
 
+def test_an_interface_page_whose_ring_pages_are_not_all_owned(tmp_path: Path) -> None:
+    data = bytearray(minios.module_image("p9-18-64", "boot1-prekexec"))
+    admin(data, 14 + 16, b"\xff")
+    decoded = described(tmp_path / "image", data)["records"][0]["decoded"]
+    assert "interface" not in decoded
+
+
 def test_a_9pfs_record_of_another_size_is_not_decoded(tmp_path: Path) -> None:
     data = bytearray(minios.module_image("p9-18-64", "boot1-prekexec"))
     admin(data, 32 + 3, b"\x0c")

@@ -152,6 +152,28 @@ def test_a_module_image_with_a_wrong_n_pages_is_still_one(n_pages: int, tmp_path
     assert find(path) == (0, len(REAL), None)
 
 
+def test_a_module_image_with_its_table_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "module"
+    path.write_bytes(fresh_module(18, recs_off=64))
+    assert find(path) == (0, 18 * PAGE_SIZE, None)
+
+
+def test_memory_too_large_for_a_module_is_memory_whatever_its_end_says(tmp_path: Path) -> None:
+    end = bytearray(fresh_module(1))
+    end[N_PAGES : N_PAGES + 2] = b"\xff\xff"
+    path = memory_file(tmp_path / "ram", 20 * MIB, (20 * MIB - PAGE_SIZE, bytes(end)))
+    assert find(path) == (0, 20 * MIB, 0)
+
+
+def test_live_memory_that_is_all_module_has_an_address() -> None:
+    fd = os.memfd_create("ram")
+    try:
+        os.write(fd, REAL)
+        assert find(Path(f"/proc/{os.getpid()}/fd/{fd}")) == (0, len(REAL), 0)
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("more", [1, 100, 4095])
 def test_a_module_image_that_lost_its_end(more: int, tmp_path: Path) -> None:
     path = tmp_path / "module"

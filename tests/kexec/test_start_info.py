@@ -163,6 +163,18 @@ def test_a_start_info_that_is_not_there(address: int) -> None:
     assert raised.value.code in ("start-info-outside", "start-info-magic")
 
 
+def test_address_0_names_nothing() -> None:
+    """The header says so, even where there is memory at 0."""
+    block = bytearray(build_start_info(PLACE, RAM, [(0x5000, 4096)]))
+    for field, code in ((MODLIST, "modlist-outside"), (MEMMAP, "memmap-outside")):
+        changed = bytearray(block)
+        struct.pack_into("<Q", changed, field, 0)
+        memory = GuestMemory([(0, bytearray(PLACE) + changed)])
+        with pytest.raises(ImageError) as raised:
+            parse_start_info(memory, PLACE)
+        assert raised.value.code == code
+
+
 def test_version_0_has_no_memory_map() -> None:
     """40 bytes at the very end of memory, as the header describes the first version."""
     block = bytearray(build_start_info(PLACE, RAM, cmdline="x")[:40])

@@ -63,7 +63,7 @@ def draw_pages(description: Mapping[str, Any], width: int) -> Pieces:
     above: list[tuple[str, str]] = []
     for start in range(0, len(cells), per_row):
         row = cells[start : start + per_row]
-        if row == above and start + per_row < len(cells):
+        if row == above:  # never the last: only that has the administration page
             skipped += 1
             continue
         if skipped:
