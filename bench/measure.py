@@ -120,7 +120,7 @@ class Bench:
             timeout=RUN_TIMEOUT_S,
             check=False,
         )
-        failed = re.search(r"errs=([1-9]\d*)", answer.stdout)
+        failed = re.search(r"errs=[1-9]|stalled|timeout", answer.stdout)
         if answer.returncode or failed:
             raise BenchError(
                 f"{subject.name}: {' '.join(arguments)}: {answer.stdout.strip()[:200]}"
