@@ -310,23 +310,31 @@ def _get_node(
     node = view.find(path)
     if conn.privileged:
         if node is None:
+            _nearest(view, path)
             raise XenstoreError("ENOENT")
         return node
     allowed = server.store.allowed
     if node is None or allowed(node, conn.domid, conn.target) & wanted != wanted:
-        above = view.find(parent_of(path))
-        while above is None:
-            path = parent_of(path)
-            above = view.find(parent_of(path))
+        above = _nearest(view, path)
         known = node is None and allowed(above, conn.domid, conn.target) & wanted
         raise XenstoreError("ENOENT" if known else "EACCES")
     return node
 
 
+def _nearest(view: View, path: bytes) -> Node:
+    """The nearest node above `path`.
+
+    A transaction that finds nothing at a path depends on this node, as it does with the C daemon.
+    """
+    while True:
+        path = parent_of(path)
+        node = view.find(path)
+        if node is not None:
+            return node
+
+
 def _may_write(server: XenstoreServer, conn: Connection, view: View, path: bytes) -> Node | None:
     """The node at `path`, None if there is none and the connection may make it; else EACCES."""
-    if conn.privileged:
-        return view.find(path)
     try:
         return _get_node(server, conn, view, path, perms.WRITE)
     except XenstoreError as error:

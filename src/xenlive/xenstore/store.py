@@ -136,7 +136,9 @@ class Store:
 
     def add_domain(self, domid: int) -> None:
         """Says that a domain exists from now on: no permission older than this is meant for it."""
-        self.domains.setdefault(domid, self.generation)
+        if domid not in self.domains:
+            self.generation += 1
+            self.domains[domid] = self.generation
 
     def remove_domain(self, domid: int) -> None:
         """Says that a domain has gone."""
