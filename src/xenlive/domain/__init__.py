@@ -1,0 +1,1 @@
+"""What a domain has: configuration, grants, event channels, both ends of its 9pfs device."""

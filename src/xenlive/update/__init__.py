@@ -1,0 +1,1 @@
+"""Live update: the session behind the control verbs, and the steps from freeze to hand-over."""

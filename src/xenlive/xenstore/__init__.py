@@ -1,0 +1,1 @@
+"""Xenstore without I/O: store, permissions, watches, transactions, server core, state stream."""
