@@ -352,7 +352,7 @@ def _create(
     while above is None:
         missing.append(parent_of(missing[-1]))
         above = view.find(parent_of(missing[-1]))
-    inherited = above.perms
+    inherited = server.store.fresh_perms(above)
     if not conn.privileged:
         inherited = perms.with_owner(inherited, conn.domid)
     while len(missing) > 1:

@@ -96,7 +96,7 @@ class Store:
     def put_value(self, path: bytes, node: Node, value: bytes) -> None:
         """Changes the value of `node`, which is the one at `path`."""
         if len(node.perms) != 4:
-            node.perms = perms.without_stale(node.perms, node.generation, self.domains)
+            node.perms = self.fresh_perms(node)
         node.value = value
         self.generation = node.generation = self.generation + 1
 
@@ -146,8 +146,11 @@ class Store:
 
     def allowed(self, node: Node, domid: int, target: int = -1) -> int:
         """What an unprivileged domain may do with `node`: an or of READ, WRITE and OWNER."""
-        fresh = perms.without_stale(node.perms, node.generation, self.domains)
-        return perms.allowed(fresh, domid, target)
+        return perms.allowed(self.fresh_perms(node), domid, target)
+
+    def fresh_perms(self, node: Node) -> bytes:
+        """The permissions of `node`, with the entries marked stale that now are."""
+        return perms.without_stale(node.perms, node.generation, self.domains)
 
     def pin_children(self, node: Node) -> dict[bytes, None] | None:
         """The paths of the children as they are now, which will not change until unpinned."""
@@ -207,7 +210,7 @@ class Store:
         parent.children_bytes += more_bytes
         parent.listing = None
         if len(parent.perms) != 4:
-            parent.perms = perms.without_stale(parent.perms, parent.generation, self.domains)
+            parent.perms = self.fresh_perms(parent)
         parent.generation = self.generation
 
     def _release_pinned(self, node: Node) -> None:

@@ -155,7 +155,7 @@ def _node_records(store: Store, nodes: dict[bytes, Node]) -> Iterator[bytes]:
         value = node.value
         node_perms = node.perms
         if len(node_perms) != perms.ENTRY_SIZE:
-            node_perms = perms.without_stale(node_perms, node.generation, store.domains)
+            node_perms = store.fresh_perms(node)
         key = (len(path), len(value), node_perms)
         frame = frames.get(key)
         if frame is None:

@@ -16,7 +16,6 @@ the store just as the transaction saw it.
 
 from __future__ import annotations
 
-from xenlive.xenstore import perms
 from xenlive.xenstore.paths import parent_of
 from xenlive.xenstore.store import Node
 
@@ -66,7 +65,7 @@ class TxNode(Node):
         if base is None:
             super().__init__(b"", b"", _MISSING)
         else:
-            fresh = perms.without_stale(base.perms, base.generation, store.domains)
+            fresh = store.fresh_perms(base)
             super().__init__(base.value, fresh, base.generation)
             self.base_children = store.pin_children(base)
             self.children_bytes = base.children_bytes
