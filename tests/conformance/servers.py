@@ -59,8 +59,9 @@ class CServer(CDaemon):
 class XenliveServer:
     """`xenlive up`, as a user would run it."""
 
-    def __init__(self, rundir: Path) -> None:
+    def __init__(self, rundir: Path, image: Path | None = None) -> None:
         self.rundir = rundir
+        self._boots = [str(image)] if image is not None else []
         self.socket_path = rundir / "socket"
         self.log_path = rundir.with_name(f"{rundir.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,8 +91,9 @@ class XenliveServer:
         RuntimeError with its words if it does not.
         """
         with self.log_path.open("wb") as log:
+            command = [sys.executable, "-m", "xenlive", "up", "--rundir", str(self.rundir)]
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "xenlive", "up", "--rundir", str(self.rundir)],
+                [*prefix, *command, *self._boots],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

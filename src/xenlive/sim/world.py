@@ -26,7 +26,7 @@ from xenlive.sim.machine import Entered, Hypervisor, SimMachine
 from xenlive.stubdom.boot import LOAD_RESERVE_BYTES, boot
 from xenlive.update.session import UpdateSession
 
-STAGES = ("freeze", "reply", "dump", "device", "start-info", "kexec")
+STAGES = ("module", "freeze", "reply", "dump", "device", "start-info", "kexec")
 CONFIGS = {
     "A": "CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18\n",
     "B": "CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=24\n",

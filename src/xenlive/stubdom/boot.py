@@ -130,15 +130,16 @@ def _find_or_make_module(domain: StubDomain) -> None:
     if domain.module is not None:
         return
     if domain.start_info.modules:
-        domain.machine.console(domain.module_note)
+        domain.machine.console(f"handed-over module not used: {domain.module_note}")
     if domain.is_update:
-        raise BootError("no-module", domain.module_note)
+        raise BootError("no-module", domain.module_note or "the start info names no module")
     pages = domain.config.number("KEXEC_MODULE_PAGES")
     if not domain.config.flag("KEXEC") or pages == 0:
         return
     try:
         loaded = (domain.machine.load_end, LOAD_RESERVE_BYTES)
-        place = domain.start_info.memmap.place_module(pages, [loaded])
+        reserved = [*domain.start_info.reserved(), loaded]
+        place = domain.start_info.memmap.place_module(pages, reserved)
         domain.module = KexecModule.create(memory, place, pages)
     except (OutOfSpace, ModuleError, BadAddress) as error:
         raise BootError("module-place", str(error)) from error

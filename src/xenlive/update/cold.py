@@ -1,5 +1,6 @@
 """The cold update: freeze, write the state through the ring, kexec. One attempt, step by step.
 
+    module      module and record are still what this kernel made of them
     freeze      no byte is read from or written to a client      undo: thaw
     reply       the issuer's OK goes into its pending output     undo: take it out again
     dump        the state, as a file on the 9pfs device          undo: remove the file
@@ -14,7 +15,9 @@ handed-over pages. The state on the device is complete before the record says wh
 
 from __future__ import annotations
 
+from xenlive.abi.xen9pfs import RECORD_9PFS
 from xenlive.errors import UpdateError, XenliveError
+from xenlive.kexec.module import KexecModule
 from xenlive.kexec.stages import Stages
 from xenlive.kexec.start_info import build_start_info
 from xenlive.memory.address import PhysAddr, round_up
@@ -24,7 +27,6 @@ from xenlive.xenstore.stream import encode_state
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xenlive.domain.ninepfront import NinePFront
-    from xenlive.kexec.module import KexecModule
     from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
@@ -76,6 +78,7 @@ class ColdUpdate:
         self._old_record = b""
         self._blocks = (PhysAddr(0), PhysAddr(0))
         self.stages = Stages()
+        self.stages.add("module", self._check_module)
         self.stages.add("freeze", self._freeze, self._thaw)
         self.stages.add("reply", self._put_reply, self._take_reply)
         self.stages.add("dump", self._dump, self._remove_dump)
@@ -95,6 +98,14 @@ class ColdUpdate:
         raise UpdateError("kexec", "the processor came back")
 
     # -- the steps -------------------------------------------------------------------------------
+
+    def _check_module(self) -> None:
+        """What the next kernel would refuse is refused here, where it costs nothing."""
+        module, device = self._module, self._front.device
+        KexecModule.attach(self._domain.machine.memory, module.address, module.size_bytes)
+        ring_ref, port, _, _ = RECORD_9PFS.unpack(module.read_record(device.record))
+        if (ring_ref, port) != (device.ring_ref, device.port):
+            raise UpdateError("module", f"the 9pfs record names grant {ring_ref} and port {port}")
 
     def _freeze(self) -> None:
         self._domain.machine.milestone("freeze")
