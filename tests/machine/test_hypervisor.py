@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import parse_start_info
 from xenlive.machine.hosted import hypercall as hc
-from xenlive.machine.hosted.hypervisor import FIRST_FREE_PORT, MAX_PORTS, HostedDomain
+from xenlive.machine.hosted.hypervisor import FIRST_FREE_PORT, MAX_PORTS, HostedDomain, Port
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_ports_run_out_with_an_error_and_come_back(domain: HostedDomain) -> None
         del domain.ports[number]
 
 
-def _port() -> object:
-    return object()  # stands for a port that is taken
+def _port() -> Port:
+    return Port(0, -1, -1)  # stands for a port that is taken
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from xenlive.sim.machine import POISON, Hypervisor, SimMachine
 from xenlive.sim.world import SimWorld
 from xenlive.stubdom import boot as boot_module
 from xenlive.xenstore.server import XenstoreServer
+from xenlive.xenstore.stream import load_state
 from xenlive.xenstore.watches import Watches
 
 STEPS = 400
@@ -64,7 +65,7 @@ def test_a_lost_event_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_node_lost_in_an_update_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = boot_module.load_state
+    load = load_state
 
     def forgetful(server: XenstoreServer, data: bytes) -> object:
         loaded = load(server, data)
