@@ -110,7 +110,7 @@ EXPECTED = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_seen(socket_path: Path, fault: str) -> None:
     with FakeServer(socket_path, fault) as server:
-        result = run_load(server, answer_limit_s=0.3 if fault == "silent" else 5.0)
+        result = run_load(server, answer_limit_s=0.2 if fault == "silent" else 5.0)
     assert faults_of(result) >= EXPECTED[fault], result
 
 

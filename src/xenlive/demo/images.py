@@ -65,7 +65,7 @@ def build_zipapp(target: Path, version: str) -> Path:
         with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
             for source in sorted(build.rglob("*.py")):
                 name = source.relative_to(build)
-                compiled = _compile(source, source.with_suffix(".pyc"), f"{target}/{name}")
+                compiled = _compile(source, source.with_suffix(".pyc"), f"{target.name}/{name}")
                 entry = zipfile.ZipInfo(str(name.with_suffix(".pyc")), EPOCH)
                 archive.writestr(entry, compiled.read_bytes())
     finally:

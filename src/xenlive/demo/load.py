@@ -48,7 +48,7 @@ class Plan:
     watchers: int = 50
     pace_ms: float = 10.0
     seed: int = 1
-    answer_limit_s: float = 20.0
+    answer_limit_s: float = 10.0
     stage_limit_s: float = 120.0
     split: bool = True
 

@@ -34,7 +34,7 @@ from xenlive.errors import PeerError
 
 READ_BYTES = 1 << 18
 SPLIT_BYTES = 7  # inside the header
-CHECK_EVERY_S = 0.25
+CHECK_EVERY_S = 0.1
 EventHandler = Callable[[bytes, bytes], None]
 
 
@@ -128,7 +128,7 @@ class Loop:
         if connection.lost:
             self._end_script(connection)
         else:
-            self._advance(connection, [])
+            self._advance(connection, None)
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
         """Calls `callback` whenever `fd` is readable, until `unwatch_fd`."""
@@ -200,13 +200,13 @@ class Loop:
 
     # -- one connection --------------------------------------------------------------------------
 
-    def _advance(self, connection: Connection, replies: list[Reply]) -> None:
-        """Gives the script what it waited for, and does what it asks next."""
+    def _advance(self, connection: Connection, replies: list[Reply] | None) -> None:
+        """Gives the script what it waited for (None to start it), and does what it asks next."""
         script = connection.script
         if script is None:
             return
         try:
-            step: Step = next(script) if not replies else script.send(replies)
+            step: Step = next(script) if replies is None else script.send(replies)
         except StopIteration:
             self._end_script(connection)
             return

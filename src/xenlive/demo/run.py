@@ -30,10 +30,10 @@ class Options:
     nodes: int = 10_000
     clients: int = 20
     watchers: int = 50
-    warm_up_s: float = 1.0
-    lead_s: float = 0.4
-    tail_s: float = 0.4
-    answer_limit_s: float = 20.0
+    warm_up_s: float = 0.8
+    lead_s: float = 0.3
+    tail_s: float = 0.3
+    answer_limit_s: float = 10.0
 
 
 @dataclass(frozen=True)
