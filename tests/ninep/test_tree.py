@@ -243,6 +243,21 @@ def test_what_was_there_counts(tmp_path: Path) -> None:
     tree.close()
 
 
+def test_the_sums_are_kept(tmp_path: Path) -> None:
+    tree = DiskTree(str(tmp_path))
+    put(tree, (b"a",), bytes(100))
+    put(tree, (b"b",), bytes(30))
+    file = tree.open((b"a",), OWRITE)
+    file.write(50, bytes(60))
+    file.close()
+    assert (tree.used_bytes, tree.used_files) == (140, 2)
+    tree.open((b"a",), OWRITE | OTRUNC).close()
+    assert tree.used_bytes == 30
+    tree.remove((b"b",))
+    assert (tree.used_bytes, tree.used_files) == (0, 1)
+    tree.close()
+
+
 def test_the_number_of_files_is_limited(tmp_path: Path) -> None:
     tree = DiskTree(str(tmp_path), max_files=2)
     put(tree, (b"a",), b"")
