@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 PACKAGE = "xenlive"
@@ -58,6 +60,12 @@ def python_files(below: Path = ROOT) -> list[Path]:
 def place(path: Path, line: int, what: str) -> str:
     """One finding, in the form that editors and people follow: `file:line: what`."""
     return f"{path.relative_to(ROOT)}:{line}: {what}"
+
+
+def refuse(findings: list[str]) -> None:
+    """Fails the test with all of the findings, one a line, if there are any."""
+    if findings:
+        pytest.fail("\n".join(findings), pytrace=False)
 
 
 def module_name(path: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tidy.sources import SOURCE, parsed, place, python_files, texts
+from tidy.sources import SOURCE, parsed, place, python_files, refuse, texts
 
 LINES_MAX = 500
 
@@ -43,12 +43,12 @@ def lines_with(pattern: re.Pattern[str]) -> list[str]:
 
 def test_no_file_is_too_long() -> None:
     sizes = [(path, len(lines_of(path))) for path in python_files()]
-    assert [place(path, lines, "lines") for path, lines in sizes if lines > LINES_MAX] == []
+    refuse([place(path, lines, "lines") for path, lines in sizes if lines > LINES_MAX])
 
 
 def test_every_module_says_what_it_is_for() -> None:
     silent = [path for path in python_files() if not ast.get_docstring(parsed(path))]
-    assert [place(path, 1, "no docstring") for path in silent] == []
+    refuse([place(path, 1, "no docstring") for path in silent])
 
 
 def test_everything_public_says_what_it_is_for() -> None:
@@ -61,7 +61,7 @@ def test_everything_public_says_what_it_is_for() -> None:
         and not is_variant(node)
         and node.name not in explained.get(owner, ())
     ]
-    assert silent == []
+    refuse(silent)
 
 
 def public_definitions(
@@ -114,15 +114,15 @@ def test_nothing_tears_live_memory() -> None:
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr == "pack_into"
     ]
-    assert calls == []
+    refuse(calls)
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    assert lines_with(FOREIGN_WORDS) == []
+    refuse(lines_with(FOREIGN_WORDS))
 
 
 def test_nothing_is_left_unfinished() -> None:
-    assert lines_with(UNFINISHED) == []
+    refuse(lines_with(UNFINISHED))
 
 
 @pytest.mark.parametrize(

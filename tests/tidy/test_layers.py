@@ -21,6 +21,7 @@ from tidy.sources import (
     module_name,
     place,
     python_files,
+    refuse,
     room_of,
 )
 
@@ -108,7 +109,7 @@ def test_every_room_is_in_the_table_and_every_row_is_a_room() -> None:
 
 
 def test_the_package_itself_imports_nothing() -> None:
-    assert [found.module for found in imports(SOURCE / PACKAGE / "__init__.py")] == []
+    refuse([found.module for found in imports(SOURCE / PACKAGE / "__init__.py")])
 
 
 def test_imports_go_downward() -> None:
@@ -118,7 +119,7 @@ def test_imports_go_downward() -> None:
         for found in own_imports(path)
         if found.runs and row_of(room_of(found.module)) > row_of(room(path))
     ]
-    assert upward == []
+    refuse(upward)
 
 
 def test_imports_name_modules_that_are_there() -> None:
@@ -128,7 +129,7 @@ def test_imports_name_modules_that_are_there() -> None:
         for found in own_imports(path)
         if not is_module(found.module)
     ]
-    assert missing == []
+    refuse(missing)
 
 
 def test_a_domain_process_imports_little() -> None:
@@ -138,18 +139,18 @@ def test_a_domain_process_imports_little() -> None:
         for found in imports(path)
         if found.runs and found.module not in LIGHT and not found.module.startswith(PACKAGE)
     ]
-    assert heavy == []
+    refuse(heavy)
 
 
 def test_what_a_domain_process_loads() -> None:
     said = run_isolated(f"import {KERNEL}")
     assert KERNEL in said
-    assert sorted(HEAVY & said) == []
-    assert sorted(name for name in said if room_of(name) in ("cli", "client", "demo", "sim")) == []
+    refuse(sorted(HEAVY & said))
+    refuse(sorted(name for name in said if room_of(name) in ("cli", "client", "demo", "sim")))
     bare = run_isolated("import os")
     loaded = {name for name in said - bare - LIGHT if not name.startswith(PACKAGE)}
     # `struct`, `socket` and the like have a C module behind them.
-    assert sorted(name for name in loaded if name.removeprefix("_") not in LIGHT) == []
+    refuse(sorted(name for name in loaded if name.removeprefix("_") not in LIGHT))
 
 
 def run_isolated(statement: str) -> set[str]:
