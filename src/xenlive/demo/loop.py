@@ -122,10 +122,14 @@ class Loop:
     def start(
         self, connection: Connection, script: Script, on_end: Callable[[], None] | None = None
     ) -> None:
-        """Starts a script on an idle connection; `on_end` is called once, however it ends."""
+        """Starts a script on an idle connection; `on_end` is called once, however it ends.
+
+        On a connection that was lost it ends at once, and counts as one failed request at least.
+        """
         connection.script = script
         connection.on_end = on_end
         if connection.lost:
+            self._tally.fail(f"{connection.name}: nothing can be asked: {connection.lost}")
             self._end_script(connection)
         else:
             self._advance(connection, None)
