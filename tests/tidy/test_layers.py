@@ -62,8 +62,8 @@ def room(path: Path) -> str:
 
 
 def row_of(name: str) -> int:
-    """The room's row in the table; the package itself is above the first."""
-    return layers()[name][0] if name else -1
+    """The room's row in the table; the package itself is above the first, an unknown room below."""
+    return layers().get(name, (len(layers()), ""))[0] if name else -1
 
 
 def own_imports(path: Path) -> list[Import]:
@@ -92,7 +92,8 @@ def held_to_light() -> list[Path]:
     return [
         path
         for path in ours()
-        if module_name(path) in reached or (room(path) and layers()[room(path)][1] == "yes")
+        if module_name(path) in reached
+        or (room(path) and layers().get(room(path), (0, ""))[1] == "yes")
     ]
 
 
