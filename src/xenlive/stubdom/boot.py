@@ -151,7 +151,7 @@ def _take_over_or_make_device(domain: StubDomain) -> None:
         if domain.config.flag("9PFRONT"):
             machine.console("no kexec module: the 9pfs device stays off, no live update")
         return
-    record = module.find_record(RECORD_9PFS)
+    record = _connected_record(module)
     if record is not None:
         domain.front = NinePFront.resume(
             machine.memory,
@@ -171,6 +171,14 @@ def _take_over_or_make_device(domain: StubDomain) -> None:
         except OutOfSpace as error:
             # A module that is too small for the rings still works as one; the device stays off.
             machine.console(f"9pfs device stays off, no live update: {error}")
+
+
+def _connected_record(module: KexecModule) -> int | None:
+    """The record of the handed-over device; one that was never connected has no grant in it."""
+    record = module.find_record(RECORD_9PFS)
+    if record is None or not any(module.read_record(record)):
+        return None
+    return record
 
 
 def _read_state(domain: StubDomain) -> None:

@@ -19,6 +19,11 @@ from xenlive.machine.hosted.disktree import DiskTree
 from xenlive.machine.hosted.hypervisor import HostedDomain
 
 
+#: What a domain may keep in its exported directory.
+EXPORT_MAX_BYTES = 1 << 30
+EXPORT_MAX_FILES = 1000
+
+
 def start_rings_over(mapper: GrantMapper, ring_ref: int) -> None:
     """Sets the four indices of an interface page to 0; HypercallError if it is not granted."""
     interface = mapper.map(ring_ref).cast("I")
@@ -46,12 +51,14 @@ class NinePDevice:
         self.doorbell = ends.to_remote
         self._answer_bell = ends.from_remote
         mapper = GrantMapper(domain.grant_frames, domain.memory, 0)
+        self._tree = DiskTree(export, EXPORT_MAX_BYTES, EXPORT_MAX_FILES)
         try:
             start_rings_over(mapper, ring_ref)
             self._back: NinePBack | None = NinePBack(
-                mapper, ring_ref, port, DiskTree(export), notify=self._notify
+                mapper, ring_ref, port, self._tree, notify=self._notify
             )
         except XenliveError as error:
+            self._tree.close()
             log(f"9pfs device refused: {error}")
             raise HypercallError("ninepfs_connect", errno.EINVAL, str(error)) from None
 
@@ -82,6 +89,7 @@ class NinePDevice:
         if self._back is not None:
             self._back.close()
             self._back = None
+            self._tree.close()
 
     def status(self) -> dict[str, Any]:
         """What `status` says of the device."""
