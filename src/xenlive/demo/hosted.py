@@ -51,6 +51,7 @@ UPDATE_LIMIT_S = 120.0
 REST_LIMIT_S = 10.0
 STOP_LIMIT_S = 10.0
 POLL_S = 0.01
+LAST_WORDS = 3  # lines
 
 RECORD_9PFS = "9PFS"
 PR_SET_PDEATHSIG = 1
@@ -177,7 +178,7 @@ class HostedWorld:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "without a word"
+        return " / ".join(lines[-LAST_WORDS:]) or "without a word"
 
     def _look(self, status: dict[str, Any]) -> HandoverSnapshot:
         ram = self._rundir / "ram"

@@ -106,7 +106,7 @@ class Story(Audience):
         self._say()
         broken = [check.name for check in outcome.checks if not check.ok]
         if broken:
-            self._say(Text(f"FAILED: {', '.join(broken)}", "bold red"))
+            self._say(Text(f"FAILED: {evidence.trouble or ', '.join(broken)}", "bold red"))
             return
         gaps = " and ".join(f"{u.gap.silence_ms:.0f} ms" for u in evidence.updates if u.gap)
         self._say(
