@@ -181,6 +181,8 @@ class ServeLoop(ClientLoop):
                 continue
             if self._backlog:
                 self._work_off_backlog()
+            if self._server.touched:
+                self._flush_touched()
             if not self._halted:
                 self._serve_batch()
 
@@ -326,8 +328,6 @@ class ServeLoop(ClientLoop):
                 self._attend(conn)
             if conn.fd >= 0 and (conn.head or conn.out):
                 self._flush(conn)
-        if self._server.touched:
-            self._flush_touched()
 
     def release_held(self) -> None:
         """Ends the server's `hold_transactions`, and reads those connections again."""

@@ -164,7 +164,7 @@ def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, vie
     wanted = perms.from_text(texts, server.store.domains)
     path = server.canonical(conn, raw, special=True)
     node = _get_node(server, conn, view, path, perms.WRITE | perms.OWNER)
-    old = node.perms
+    old = server.store.fresh_perms(node)
     if not conn.privileged and perms.owner_of(wanted) != perms.owner_of(old):
         raise XenstoreError("EPERM")
     view.put_perms(path, node, wanted)
@@ -187,7 +187,7 @@ def do_watch(
         raise XenstoreError("EEXIST")
     watch = Watch(conn, path, token, depth, len(path) - len(raw))
     server.watches.add(watch)
-    server.reply(conn, request, OK)
+    server.answer(conn, request, OK)
     server.watches.send(watch, path, conn)
     return None
 

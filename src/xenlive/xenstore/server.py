@@ -101,7 +101,7 @@ class XenstoreServer:
 
     @property
     def touched(self) -> list[Connection]:
-        """Connections that got output other than the one being served; see `drain_touched`."""
+        """Connections with output that is not of the request being served: `drain_touched`."""
         return self.watches.touched
 
     def drain_touched(self) -> list[Connection]:
@@ -212,14 +212,24 @@ class XenstoreServer:
         return released
 
     def reply(self, conn: Connection, request: Request, payload: bytes) -> None:
-        """Answers a request, maybe one whose handler had put the answer off."""
+        """Answers a request whose handler had put the answer off."""
+        self.answer(conn, request, payload)
+        self.watches.touch(conn)
+
+    def refuse(self, conn: Connection, request: Request, name: str) -> None:
+        """Answers such a request with an error, by name."""
+        self.answer_error(conn, request, name)
+        self.watches.touch(conn)
+
+    def answer(self, conn: Connection, request: Request, payload: bytes) -> None:
+        """Answers the request being served. E2BIG goes out if the payload is too long."""
         if len(payload) > XENSTORE_PAYLOAD_MAX:
-            self.refuse(conn, request, "E2BIG")
+            self.answer_error(conn, request, "E2BIG")
             return
         conn.out.append(request.head + _U32(len(payload)) + payload)
 
-    def refuse(self, conn: Connection, request: Request, name: str) -> None:
-        """Answers a request with an error, by name; what the protocol has no word for is EINVAL."""
+    def answer_error(self, conn: Connection, request: Request, name: str) -> None:
+        """The same with an error; what the protocol has no word for is EINVAL."""
         if name not in XSD_ERRORS:
             name = "EINVAL"
         payload = name.encode() + b"\0"
@@ -284,7 +294,7 @@ class XenstoreServer:
                 view = transaction
             payload = handler(self, conn, request, view)
         except XenstoreError as error:
-            self.refuse(conn, request, error.name)
+            self.answer_error(conn, request, error.name)
         else:
             if payload is not None:
-                self.reply(conn, request, payload)
+                self.answer(conn, request, payload)

@@ -281,7 +281,7 @@ class _Reader:
         if len(names) < count:
             raise self.fail("state-bad-quota", "fewer names than values", len(names))
         for index, name in enumerate(names[:count]):
-            if not name.isascii():
+            if not name or not name.isascii():
                 raise self.fail("state-bad-quota", "not the name of a quota", name)
             value = body[start + 4 * index : start + 4 * index + 4]
             self.quotas.values[name.decode()] = int.from_bytes(value, "little")

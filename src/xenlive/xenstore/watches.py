@@ -120,7 +120,12 @@ class Watches:
             conn.events.add(payload)
         conn.waiting_bytes += len(payload)
         conn.out.append(XSD_SOCKMSG.pack(XS_WATCH_EVENT, 0, 0, len(payload)) + payload)
-        if conn is not origin and not conn.touched:
+        if conn is not origin:
+            self.touch(conn)
+
+    def touch(self, conn: Connection) -> None:
+        """Notes that a connection got output it did not ask for just now."""
+        if not conn.touched:
             conn.touched = True
             self.touched.append(conn)
 
