@@ -108,12 +108,13 @@ class Story(Audience):
         if broken:
             self._say(Text(f"FAILED: {evidence.trouble or ', '.join(broken)}", "bold red"))
             return
-        gaps = " and ".join(f"{u.gap.silence_ms:.0f} ms" for u in evidence.updates if u.gap)
+        longest_ms = max(update.gap.silence_ms for update in evidence.updates if update.gap)
         self._say(
             Text.assemble(
                 ("PASSED", "bold green"),
                 f": the code was replaced {len(evidence.updates)} times;"
-                f" the longest anyone waited was {gaps}. ({outcome.seconds:.1f} s)",
+                f" no client was without an answer for longer than {longest_ms:.0f} ms"
+                f" ({outcome.seconds:.1f} s)",
             )
         )
 
