@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ LAST_WORDS = 3  # lines
 
 RECORD_9PFS = "9PFS"
 PR_SET_PDEATHSIG = 1
+DESCRIPTORS = 1 << 14
 
 
 def make_images(folder: Path, version: str) -> Sequence[Image]:
@@ -93,7 +95,7 @@ class HostedWorld:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_prepare_host,
             )
         deadline_s = time.monotonic() + BOOT_LIMIT_S
         while True:
@@ -226,9 +228,13 @@ def _xenlive(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "xenlive", *words]
 
 
-def _end_with_parent() -> None:
-    """In the new process: have the system end it should the demo die without a word."""
+def _prepare_host() -> None:
+    """In the new process: have the system end it should the demo die without a word, and let it
+    have as many connections as this user may have."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _page(ram: Path, frame: int) -> bytes:
