@@ -13,8 +13,8 @@ import pytest
 from xenlive.abi import xs_wire
 from xenlive.client.blocking import Transaction, Xenstore
 from xenlive.client.codec import WatchEvent
-from xenlive.client.rundir import default_rundir, default_socket
 from xenlive.errors import ConfigError, PeerError, XenstoreError
+from xenlive.rundir import default_rundir, default_socket
 
 Handler = Callable[[int, int, bytes], list[tuple[int, bytes]]]
 EVENT = (xs_wire.XS_WATCH_EVENT, b"/w\0t\0")

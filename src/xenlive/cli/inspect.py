@@ -23,10 +23,10 @@ from typing import Any
 import click
 
 from xenlive.cli.options import json_option
-from xenlive.client.rundir import default_rundir
 from xenlive.dump import describe_image, draw_module
 from xenlive.dump.image import KINDS, RAM_NAME
 from xenlive.errors import ImageError
+from xenlive.rundir import default_rundir
 
 EXIT_UNSOUND = 1
 EXIT_NO_MODULE = 2

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from xenlive.client.rundir import default_rundir, default_socket, socket_in
+from xenlive.rundir import default_rundir, default_socket, socket_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 

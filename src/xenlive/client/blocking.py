@@ -31,8 +31,8 @@ from typing import TypeVar
 from xenlive.client import requests
 from xenlive.client.codec import Answer, ClientCodec, WatchEvent
 from xenlive.client.requests import Permission, Request
-from xenlive.client.rundir import default_socket
 from xenlive.errors import ConfigError, PeerError, XenstoreError
+from xenlive.rundir import default_socket
 
 T = TypeVar("T")
 RECEIVE_BYTES = 65536
