@@ -243,6 +243,7 @@ def test_who_never_reads_its_events_is_closed(
         assert writer.ask(XS_MKDIR, b"/d%d\0" % number) == b"OK\0"
         if len(world.loop.connections()) == 1:
             break
+    world.inside(lambda: None)
     assert len(world.loop.connections()) == 1
     assert world.server.watch_count == 0
     heard = 0

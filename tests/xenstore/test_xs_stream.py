@@ -83,7 +83,8 @@ def load(*records: bytes) -> tuple[XenstoreServer, LoadedState]:
 
 
 def save(server: XenstoreServer, fd_of: Callable[[Connection], int] | None = None) -> bytes:
-    numbers = {conn: fd for fd, conn in enumerate(server.connections, 10)}
+    sockets = [conn for conn in server.connections if conn.ring is None]
+    numbers = {conn: fd for fd, conn in enumerate(sockets, 10)}
     find = fd_of or numbers.__getitem__
     return b"".join(encode_state(server, listen_fd=3, evtchn_fd=-1, fd_of=find))
 
@@ -152,8 +153,8 @@ def test_an_empty_stream() -> None:
 @settings(deadline=None, max_examples=40)
 def test_round_trip(seed: int, cut: int, deep: bool) -> None:
     server = XenstoreServer()
-    clients = [Client(server), Client(server)]
     guest = Client(server, domid=3)
+    clients = [Client(server), Client(server)]
     guest.conn.ring = Ring(9, 1 << 40 if deep else None)
     guest.conn.target = 4
     server.introduced.add(3)

@@ -229,8 +229,7 @@ class ServeLoop(ClientLoop):
                         conn.sent(data, sent)
                         self._watch_output(conn)
                     if hook is not None:
-                        self.on_first_reply = None
-                        hook()
+                        self._tell_first_reply()
                         hook = None
             if self._halted:
                 break
@@ -287,13 +286,16 @@ class ServeLoop(ClientLoop):
             self._hang_up(conn)
             return
         conn.sent(data, done)
-        if self.on_first_reply is not None:
-            hook, self.on_first_reply = self.on_first_reply, None
-            hook()
+        self._tell_first_reply()
         if conn.out and not conn.head:
             self._flush(conn)
         else:
             self._watch_output(conn)
+
+    def _tell_first_reply(self) -> None:
+        hook, self.on_first_reply = self.on_first_reply, None
+        if hook is not None:
+            hook()
 
     def _attend(self, conn: Connection) -> None:
         """Sees to a connection that is to be closed, or has to wait."""

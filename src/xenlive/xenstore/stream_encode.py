@@ -3,7 +3,7 @@
 Specification: Xen `docs/designs/xenstore-migration.md`. Version 1 is what is written, so that the C
 daemon of any age can read it, unless a watch has a depth, which only version 2 can say.
 
-    GLOBAL_DATA · quotas · each connection, its watches · each node · domains · END
+    GLOBAL_DATA · quotas · each connection (rings first), its watches · each node · domains · END
 
 **Invariants.** Every node comes after its parent, children of one directory in their order; a
 connection's watches come in theirs. Records are whole multiples of 8. The state is not changed.
@@ -79,7 +79,10 @@ def encode_state(
     ]
     if server.quotas.changed():
         head.append(_quota_record(server.quotas.values))
-    for number, conn in enumerate(server.connections, 1):
+    # The C daemon must know domain 0 before it reads a watch of a socket's: rings come first.
+    rings = [conn for conn in server.connections if conn.ring is not None]
+    sockets = [conn for conn in server.connections if conn.ring is None]
+    for number, conn in enumerate([*rings, *sockets], 1):
         head.append(_connection_record(number, conn, fd_of))
         head.extend([_watch_record(number, watch) for watch in conn.watches.values()])
     yield b"".join(head)
