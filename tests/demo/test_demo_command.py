@@ -143,7 +143,7 @@ def test_no_kernel_a_is_a_verdict(tmp_path: Path) -> None:
 def test_too_few_nodes_is_wrong_usage() -> None:
     done = subprocess.run(command("--nodes", "100"), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "at least --nodes 536" in done.stderr
+    assert "at least --nodes 537" in done.stderr
 
 
 @pytest.mark.parametrize("as_json", [True, False])

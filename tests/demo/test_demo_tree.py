@@ -61,6 +61,6 @@ def test_what_a_watcher_is_told_about_exists() -> None:
 
 
 def test_too_few_nodes() -> None:
-    with pytest.raises(ConfigError, match="need at least 536 nodes, not 535"):
-        make_tree(535, 20, 50)
-    assert len(make_tree(536, 20, 50).nodes) == 536
+    with pytest.raises(ConfigError, match="need at least 537 nodes, not 536"):
+        make_tree(536, 20, 50)
+    assert len(make_tree(537, 20, 50).nodes) == 537

@@ -281,8 +281,9 @@ class Load:
             self._tally.note(f"a new connection: {error.strerror}")
             return False
         found: dict[bytes, Node] = {}
-        self._complete([(visitor, walk(found, self._tally, self._tree.counter))])
-        return self._tally.failed == failed and self._tree.counter in found
+        node = self._tree.counters[0]
+        self._complete([(visitor, walk(found, self._tally, node))])
+        return self._tally.failed == failed and node in found
 
     def _result(
         self, found: dict[bytes, Node], elsewhere: dict[bytes, Node], new_connection: bool

@@ -20,6 +20,8 @@ from xenlive.demo.world import HandoverSnapshot, Image, UpdateReport, World
 from xenlive.errors import XenliveError
 
 PROGRESS_S = 0.2
+PACE_MS = 10.0  # a client's pause between two actions, unless there are very many clients
+CLIENTS_PER_MS = 10
 FINISH_LIMIT_S = 300.0
 
 
@@ -149,6 +151,7 @@ class _Demo:
             nodes=options.nodes,
             clients=options.clients,
             watchers=options.watchers,
+            pace_ms=max(PACE_MS, options.clients / CLIENTS_PER_MS),
             answer_limit_s=options.answer_limit_s,
         )
 

@@ -23,7 +23,7 @@ from xenlive.demo.tally import Tally, Watch
 from xenlive.demo.tree import PERMISSIONS, Node, Tree, make_value, preload
 from xenlive.demo.wire import Reply, Request
 
-TRANSACTION_TRIES = 200
+TRANSACTION_TRIES = 50
 BATCH = 64
 SPLIT_S = 0.005
 
@@ -52,6 +52,7 @@ class Client:
         self._tree = tree
         self._slots = tree.slots[number]
         self._scratch = tree.scratch[number]
+        self._counter = tree.counters[number % len(tree.counters)]
         self._groups = list(tree.groups)
         self._tally = tally
         self._pace_s = pace_s
@@ -145,16 +146,17 @@ class Client:
             self._tally.fail(f"{self.name}: {wire.describe(request)}: {wire.show(reply.payload)}")
 
     def _raise_counter(self) -> Script:
-        for _ in range(TRANSACTION_TRIES):
+        for tries in range(TRANSACTION_TRIES):
             if (yield from self._try_transaction()):
                 return
             self._tally.retried += 1
-            yield self._chance.uniform(0.0, 0.003)
+            # The more have tried in vain, the further apart they try again.
+            yield self._chance.uniform(0.0, min(0.003 * 1.5**tries, 0.3))
         self._tally.fail(f"{self.name}: no commit in {TRANSACTION_TRIES} tries")
 
     def _try_transaction(self) -> Generator[Step, list[Reply], bool]:
         """One transaction; False if the server says EAGAIN. Any other failure is counted."""
-        counter = self._tree.counter
+        counter = self._counter
         reply = yield from self._ask(wire.TRANSACTION_START, b"\0")
         number = reply.payload.rstrip(b"\0")
         if reply.type != wire.TRANSACTION_START or not number.isdigit() or int(number) == 0:
@@ -175,7 +177,8 @@ class Client:
         request = Request(wire.TRANSACTION_END, b"T\0", tx_id)
         if check(self._tally, self.name, request, reply, wire.OK):
             self._tally.committed += 1
-            self._tree.nodes[counter].value = b"%d" % self._tally.committed
+            node = self._tree.nodes[counter]
+            node.value = b"%d" % (int(node.value) + 1)
         return True
 
 

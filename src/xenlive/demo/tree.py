@@ -1,7 +1,7 @@
 """The plan of the demo's store: which nodes there are, with which value and permissions.
 
     /demo
-    ├── shared/counter            raised by all clients, in transactions
+    ├── shared/counterK           each raised by many clients, in transactions
     ├── clients/NN/sK             each client's own nodes: nobody else writes them
     ├── watched/NN/eK             what watcher NN is told about
     └── guests/GGGG/nNN           the bulk, which nobody changes
@@ -25,6 +25,7 @@ from xenlive.errors import ConfigError
 
 ROOT = b"/demo"
 SLOTS = 8
+SHARING = 10  # clients that raise the same counter
 WATCHED_CHILDREN = 4
 GROUP = 100  # nodes of one directory under guests, the directory included
 
@@ -53,7 +54,7 @@ class Tree:
     """The plan: `nodes` by path, and who uses which."""
 
     nodes: dict[bytes, Node]
-    counter: bytes
+    counters: list[bytes]
     slots: list[list[bytes]]
     scratch: list[bytes]
     watched: list[bytes]
@@ -69,8 +70,13 @@ class Tree:
 
 def smallest(clients: int, watchers: int) -> int:
     """The fewest nodes that a tree for so many connections has."""
-    fixed = 1 + 2 + 1 + clients * (1 + SLOTS) + 1 + watchers * (1 + WATCHED_CHILDREN) + 1
+    folders = 5  # the root and those right below it
+    fixed = folders + _counters(clients) + clients * (1 + SLOTS) + watchers * (1 + WATCHED_CHILDREN)
     return fixed + GROUP
+
+
+def _counters(clients: int) -> int:
+    return -(-clients // SHARING)
 
 
 def make_tree(nodes: int, clients: int, watchers: int, seed: int = 1) -> Tree:
@@ -83,7 +89,9 @@ def make_tree(nodes: int, clients: int, watchers: int, seed: int = 1) -> Tree:
     plan = _Plan(chance)
     plan.add(ROOT)
     plan.add(ROOT + b"/shared")
-    counter = plan.add(ROOT + b"/shared/counter", b"0")
+    counters = [
+        plan.add(b"%s/shared/counter%d" % (ROOT, k), b"0") for k in range(_counters(clients))
+    ]
     plan.add(ROOT + b"/clients")
     slots: list[list[bytes]] = []
     scratch = []
@@ -101,7 +109,7 @@ def make_tree(nodes: int, clients: int, watchers: int, seed: int = 1) -> Tree:
         watched.append(home)
         tokens.append(b"watcher-%02d/%04x" % (number, chance.getrandbits(16)))
     plan.add(ROOT + b"/guests")
-    tree = Tree(plan.nodes, counter, slots, scratch, watched, tokens, leaves=[])
+    tree = Tree(plan.nodes, counters, slots, scratch, watched, tokens, leaves=[])
     _add_bulk(tree, plan, nodes)
     return tree
 
