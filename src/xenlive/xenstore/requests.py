@@ -78,10 +78,12 @@ class Request:
 
 
 def do_read(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """READ `path|`: the value."""
     return _get_node(server, conn, view, _path(server, conn, request), perms.READ).value
 
 
 def do_directory(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """DIRECTORY `path|`: the children's names; E2BIG if they don't fit."""
     node = _get_node(server, conn, view, _path(server, conn, request), perms.READ)
     if node.children_bytes > XENSTORE_PAYLOAD_MAX:
         raise XenstoreError("E2BIG")
@@ -91,6 +93,7 @@ def do_directory(server: XenstoreServer, conn: Connection, request: Request, vie
 def do_directory_part(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """DIRECTORY_PART `path|offset|`: generation, names from the offset on, NUL at the end."""
     if request.payload.count(b"\0") != 2:
         raise XenstoreError("EINVAL")
     raw, number = request.payload.split(b"\0")[:2]
@@ -108,6 +111,7 @@ def do_directory_part(
 
 
 def do_write(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """WRITE `path|value`: makes what is missing, down to the node."""
     raw, nul, value = request.payload.partition(b"\0")
     if not nul:
         raise XenstoreError("EINVAL")
@@ -122,6 +126,7 @@ def do_write(server: XenstoreServer, conn: Connection, request: Request, view: V
 
 
 def do_mkdir(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """MKDIR `path|`: the same without a value, and nothing if the node is there."""
     path = _path(server, conn, request)
     if _may_write(server, conn, view, path) is None:
         _create(server, conn, view, path, b"")
@@ -130,6 +135,7 @@ def do_mkdir(server: XenstoreServer, conn: Connection, request: Request, view: V
 
 
 def do_rm(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """RM `path|`: the node and all below it; fine if only the node itself is missing."""
     path = _path(server, conn, request)
     if _may_write(server, conn, view, path) is None:
         if view.find(parent_of(path)) is None:
@@ -150,6 +156,7 @@ def do_rm(server: XenstoreServer, conn: Connection, request: Request, view: View
 
 
 def do_get_perms(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """GET_PERMS `path|`: `n0|r5|`."""
     path = _path(server, conn, request, special=True)
     text = perms.to_text(_get_node(server, conn, view, path, perms.READ).perms)
     if len(text) > XENSTORE_PAYLOAD_MAX:
@@ -158,6 +165,7 @@ def do_get_perms(server: XenstoreServer, conn: Connection, request: Request, vie
 
 
 def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """SET_PERMS `path|perm|…`: the owner's right, but only domain 0 gives a node away."""
     raw, *texts = request.payload.split(b"\0")[:-1] or [b""]
     if not texts:
         raise XenstoreError("EINVAL")
@@ -175,6 +183,7 @@ def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, vie
 def do_watch(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes | None:
+    """WATCH `path|token|[depth|]`: the first event follows the reply."""
     words = request.payload.split(b"\0")[:-1]
     if len(words) not in (2, 3):
         raise XenstoreError("EINVAL")
@@ -193,6 +202,7 @@ def do_watch(
 
 
 def do_unwatch(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
+    """UNWATCH `path|token|`."""
     words = request.payload.split(b"\0")[:-1]
     if len(words) != 2:
         raise XenstoreError("EINVAL")
@@ -206,6 +216,7 @@ def do_unwatch(server: XenstoreServer, conn: Connection, request: Request, view:
 def do_reset_watches(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """RESET_WATCHES: ends all of the caller's watches and transactions."""
     server.watches.remove_all(conn)
     server.end_transactions(conn)
     return OK
@@ -214,6 +225,7 @@ def do_reset_watches(
 def do_transaction_start(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """TRANSACTION_START: the new id, in decimal."""
     if isinstance(view, Transaction):
         raise XenstoreError("EBUSY")
     return b"%d\0" % server.start_transaction(conn)
@@ -222,6 +234,7 @@ def do_transaction_start(
 def do_transaction_end(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """TRANSACTION_END `T|` or `F|`: EAGAIN, and nothing changed, on a conflict."""
     if request.payload not in (b"T\0", b"F\0"):
         raise XenstoreError("EINVAL")
     if not isinstance(view, Transaction):
@@ -241,12 +254,14 @@ def do_transaction_end(
 def do_get_domain_path(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """GET_DOMAIN_PATH `domid|`."""
     return home_of(_domid(_only_word(request))) + b"\0"
 
 
 def do_is_domain_introduced(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
+    """IS_DOMAIN_INTRODUCED `domid|`: `T|` or `F|`."""
     domid = _domid(_only_word(request))
     return b"T\0" if domid in server.introduced or domid == DOMID_SELF else b"F\0"
 
@@ -254,6 +269,7 @@ def do_is_domain_introduced(
 def do_control(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes | None:
+    """CONTROL `verb|argument|…`: whatever is registered for the verb."""
     words = request.payload.split(b"\0")[:-1]
     handler = server.control.get(words[0]) if words else None
     if handler is None:
