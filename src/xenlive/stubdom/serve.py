@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.server import XenstoreServer
 
-READ_SIZE = 16384
+READ_SIZE = 8192
 MAX_UNSENT = 256 * 1024
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 ACCEPT_RETRY_S = 0.2
@@ -108,6 +108,7 @@ class ServeLoop(ClientLoop):
         """Serves a connection that is there already, with what input and output it brings."""
         os.set_blocking(fd, False)
         conn.fd = fd
+        conn.mask = _IN
         self._clients[fd] = conn
         self._world.register(fd, _IN)
         self._backlog.append(conn)
@@ -195,6 +196,8 @@ class ServeLoop(ClientLoop):
         hook = self.on_first_reply
         patience = self._patience_s() if self._timers else -1
         for fd, mask in self._world.poll(patience, _MAX_EVENTS):
+            if self._halted:
+                break
             conn = clients.get(fd)
             if conn is None:
                 self._call(fd)
@@ -231,8 +234,6 @@ class ServeLoop(ClientLoop):
                     if hook is not None:
                         self._tell_first_reply()
                         hook = None
-            if self._halted:
-                break
         if server.touched and not self._frozen:
             self._flush_touched()
 
@@ -273,7 +274,11 @@ class ServeLoop(ClientLoop):
         if conn.fd < 0:
             return
         mask = 0 if conn.held or self._choked(conn) else _IN
-        self._world.modify(conn.fd, mask | _OUT if conn.head else mask)
+        if conn.head:
+            mask |= _OUT
+        if mask != conn.mask:
+            conn.mask = mask
+            self._world.modify(conn.fd, mask)
 
     def _flush(self, conn: Connection) -> None:
         """Writes what waits, as far as it goes, and looks after what is left."""

@@ -50,6 +50,7 @@ class Connection:
         "head_sent",
         "held",
         "home",
+        "mask",
         "next_transaction",
         "out",
         "privileged",
@@ -69,7 +70,7 @@ class Connection:
         self.home = home_of(domid)
         self.target = -1  # the domain this one acts for (SET_TARGET)
         self.ring: Ring | None = None
-        self.fd = -1  # for the owner's use
+        self.fd = self.mask = -1  # for the owner's use
         self.out: list[bytes] = []
         self.head = b""
         self.head_sent = 0
