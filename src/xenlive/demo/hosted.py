@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -56,7 +55,6 @@ LAST_WORDS = 3  # lines
 
 RECORD_9PFS = "9PFS"
 PR_SET_PDEATHSIG = 1
-DESCRIPTORS = 1 << 14
 
 
 def make_images(folder: Path, version: str) -> Sequence[Image]:
@@ -229,12 +227,8 @@ def _xenlive(*words: str) -> list[str]:
 
 
 def _prepare_host() -> None:
-    """In the new process: have the system end it should the demo die without a word, and let it
-    have as many connections as this user may have."""
+    """In the new process: have the system end it should the demo die without a word."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _page(ram: Path, frame: int) -> bytes:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -34,6 +33,7 @@ from xenlive.demo.scripts import Client, Script, Writer, barrier, make_nodes, se
 from xenlive.demo.tally import Tally, Watch
 from xenlive.demo.tree import ROOT, Node, Tree, make_tree
 from xenlive.errors import PeerError, XenliveError
+from xenlive.machine.hosted.limits import allow_descriptors
 
 DETAILS_MAX = 20
 
@@ -358,13 +358,6 @@ def compare(
     return counts, details
 
 
-def _allow_descriptors(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-
-
 def main() -> int:
     """The process; exit code 1 with `{"error": …}` when the load could not go on."""
 
@@ -379,7 +372,7 @@ def main() -> int:
             return 0
         line += data
     plan = Plan(**json.loads(line))
-    _allow_descriptors(plan.clients + plan.watchers + 64)
+    allow_descriptors(plan.clients + plan.watchers + 64)
     try:
         Load(plan, 0, say).run()
     except BrokenPipeError:

@@ -100,9 +100,7 @@ class NinePFront:
         BootError: the codes of `take_over_device`, and 9pfs-no-answer, 9pfs-broken-backend,
         9pfs-refused when the backend does not play along.
         """
-        device = take_over_device(
-            memory, module, record, grants, events, backend_domid, reconnect
-        )
+        device = take_over_device(memory, module, record, grants, events, backend_domid, reconnect)
         front = cls(device, timeout_s)
         try:
             front._files.attach()

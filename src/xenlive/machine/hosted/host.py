@@ -32,6 +32,7 @@ from xenlive.errors import ConfigError
 from xenlive.machine.hosted.control import ControlDoor, ask
 from xenlive.machine.hosted.hypervisor import HostedDomain
 from xenlive.machine.hosted.image import entry_command, installed_image
+from xenlive.machine.hosted.limits import allow_descriptors
 from xenlive.machine.hosted.ninepfs import NinePDevice
 from xenlive.machine.hosted.timeline import Timeline
 
@@ -147,6 +148,7 @@ class Host:
         self._cleanup.callback(_unlink, self.socket_path)
 
     def _start_domain(self) -> None:
+        allow_descriptors()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._cleanup.callback(ours.close)
         with theirs:

@@ -18,7 +18,6 @@ from xenlive.errors import HypercallError, XenliveError
 from xenlive.machine.hosted.disktree import DiskTree
 from xenlive.machine.hosted.hypervisor import HostedDomain
 
-
 #: What a domain may keep in its exported directory.
 EXPORT_MAX_BYTES = 1 << 30
 EXPORT_MAX_FILES = 1000
