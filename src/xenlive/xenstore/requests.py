@@ -246,7 +246,10 @@ def do_transaction_end(
     if view.in_conflict():
         view.end()
         raise XenstoreError("EAGAIN")
-    for path, exact, old in view.commit():
+    events = view.commit()
+    if not server.watches.by_path:
+        return OK
+    for path, exact, old in events:
         server.watches.fire(server.store, path, conn, exact=exact, old_perms=old)
     return OK
 

@@ -181,11 +181,11 @@ class XenstoreServer:
                 elif kind == XS_DIRECTORY:
                     node = nodes.get(data[body : end - 1])
                     if node is not None and not data[end - 1]:
-                        names = node.listing
-                        if names is None:
-                            names = node.list_names()
-                        length = len(names)
+                        length = node.children_bytes
                         if length <= XENSTORE_PAYLOAD_MAX:
+                            names = node.listing
+                            if names is None:
+                                names = node.list_names()
                             out.append(data[start : start + 12] + _U32(length) + names)
                             start = end
                             body = end + 16
@@ -266,6 +266,8 @@ class XenstoreServer:
 
     def canonical(self, conn: Connection, raw: bytes, *, special: bool = False) -> bytes:
         """The absolute path a connection means by `raw`; XenstoreError EINVAL if there is none."""
+        if raw in self.store.nodes:
+            return raw
         return canonical(conn.home, raw, special, self.quotas.values["path-max"] or 1 << 16)
 
     def changed(

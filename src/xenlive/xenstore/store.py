@@ -150,6 +150,8 @@ class Store:
 
     def fresh_perms(self, node: Node) -> bytes:
         """The permissions of `node`, with the entries marked stale that now are."""
+        if len(node.perms) == perms.ENTRY_SIZE:
+            return node.perms
         return perms.without_stale(node.perms, node.generation, self.domains)
 
     def pin_children(self, node: Node) -> dict[bytes, None] | None:

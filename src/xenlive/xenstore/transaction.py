@@ -60,18 +60,21 @@ class TxNode(Node):
 
     def __init__(self, base: Node | None, store: Store) -> None:
         self.base = base
-        self.base_children: dict[bytes, None] | None = None
-        self.old_perms: bytes | None = None
         if base is None:
-            super().__init__(b"", b"", _MISSING)
+            self.value = self.perms = b""
+            self.generation = self.seen = _MISSING
+            self.children_bytes = 0
+            self.exists = False
+            self.base_children = None
+            self.old_perms: bytes | None = None
         else:
-            fresh = store.fresh_perms(base)
-            super().__init__(base.value, fresh, base.generation)
-            self.base_children = store.pin_children(base)
+            self.value = base.value
+            self.perms = self.old_perms = store.fresh_perms(base)
+            self.generation = self.seen = base.generation
             self.children_bytes = base.children_bytes
-            self.old_perms = fresh
-        self.seen = self.generation
-        self.exists = base is not None
+            self.exists = True
+            self.base_children = store.pin_children(base)
+        self.listing = None
         self.added: dict[bytes, None] | None = None
         self.removed: set[bytes] | None = None
         self.event_here = False
