@@ -7,6 +7,7 @@ update may be noticed by it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_memory_and_device_stay_where_they_are(server: XenliveServer, store: Xen
     assert after["updates_done"] == 3
     assert after["ninepfs"]["bytes_read"] > before["ninepfs"]["bytes_read"]
     assert all(len(done["phases"]) == 6 for done in after["updates"])
+
+
+def test_updates_leave_no_descriptors_behind(server: XenliveServer, store: Xenstore) -> None:
+    pid = status(server)["domain"]["pid"]
+    counts = []
+    for _ in range(4):
+        assert update(server).returncode == 0
+        update(server, "--preflight")
+        serves_on(store)
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+    assert len(set(counts)) == 1, counts
+
+
+def test_what_an_image_runs_is_given_none_of_the_domains_descriptors(
+    server: XenliveServer, store: Xenstore, tmp_path: Path
+) -> None:
+    assert update(server).returncode == 0
+    tell = "import os; print(sorted(os.listdir('/proc/self/fd'))); raise SystemExit(1)"
+    curious = make_image(tmp_path / "curious", tell)
+    # Three streams, the memfd for its code, and the listing itself. What an update leaves to
+    # tidy is tidied soon after it, so the answer may take some tries.
+    due = "['0', '1', '2', '3', '4']"
+    answers = (update(server, curious).stderr for _ in range(20))
+    assert any(due in answer for answer in answers)
+    serves_on(store)
 
 
 def test_a_preflight_changes_nothing(server: XenliveServer, store: Xenstore) -> None:

@@ -73,7 +73,7 @@ def _image_config(image: str) -> str:
 class Kernel:
     """A booted kernel with its serve loop; `run` returns when the host is gone."""
 
-    __slots__ = ("domain", "loop", "machine", "session")
+    __slots__ = ("domain", "listen_fd", "loop", "machine", "session")
 
     def __init__(
         self, machine: HostedGuest, domain: StubDomain, image: str, came_back_because: str
@@ -88,6 +88,7 @@ class Kernel:
             for connection, fd in loaded.connections:
                 self.loop.adopt(connection, fd)
         self.loop.watch_fd(machine.channel_fd, self._host_gone)
+        self.listen_fd = listen_fd
         self.session = UpdateSession(domain, self.loop, image, listen_fd)
         self.session.register()
         domain.server.control[b"xenlive-status"] = self._status
@@ -108,6 +109,9 @@ class Kernel:
         self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._tidy)
 
     def _tidy(self) -> None:
+        """What an update leaves behind, and no client needs to wait for."""
+        fds = [fd for _, fd in self.loop.connections()]
+        self.machine.close_on_kexec([self.listen_fd, *fds])
         front = self.domain.front
         if front is not None:
             try:

@@ -79,7 +79,9 @@ class HostedGuest(GuestMachine):
         name = hc.NAMES[op]
         self._channel.send(hc.CALL.pack(op, a0, a1, a2, 0))
         room = _socket.CMSG_SPACE(4 * _FDS_MAX) if want_fds else 0
-        packet, ancillary, _flags, _ = self._channel.recvmsg(hc.ANSWER.size, room)
+        packet, ancillary, _flags, _ = self._channel.recvmsg(
+            hc.ANSWER.size, room, _socket.MSG_CMSG_CLOEXEC
+        )
         fds: list[int] = []
         for level, kind, data in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -173,6 +175,11 @@ class HostedGuest(GuestMachine):
             raise HypercallError("evtchn_send", 22, f"port {port} is not bound") from None
 
     # -- images and kexec ------------------------------------------------------------------------
+
+    def close_on_kexec(self, fds: Iterable[int]) -> None:
+        """Undoes what `kexec` did to the descriptors it kept, so that no child gets them."""
+        for fd in (self._channel.fileno(), *fds):
+            os.set_inheritable(fd, False)
 
     def validate_image(self, image: str) -> None:
         """Refuses a path that can't be an image (`image.py`)."""
