@@ -1,4 +1,4 @@
-"""The serve loop on a Unix socket and nothing else, to profile: `python bench/bare_server.py PATH`."""
+"""The serve loop on a Unix socket and nothing else, to profile: `bench/bare_server.py PATH`."""
 
 from __future__ import annotations
 
