@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xenlive.domain.config import Config
+from xenlive.domain.config import WHOLE, Config, is_option
 from xenlive.errors import ConfigError
 
 #: Xen `stubdom/xenstorepvh-minios.cfg`, with the lines of `make` around it as they are there.
@@ -34,6 +34,7 @@ def test_xens_own_file() -> None:
     assert not config.flag("PARAVIRT")
     assert config.number("KEXEC_MODULE_PAGES") == 18
     assert config.as_options() == [
+        "CONFIG=whole",
         "CONFIG_LIBC=y",
         "CONFIG_9PFRONT=y",
         "CONFIG_BALLOON=y",
@@ -45,7 +46,7 @@ def test_xens_own_file() -> None:
 def test_what_is_not_named() -> None:
     config = Config.parse("")
     assert (config.flag("KEXEC"), config.number("X"), config.string("Y")) == (False, 0, "")
-    assert config.as_options() == []
+    assert config.as_options() == [WHOLE]
 
 
 def test_comments_blanks_and_line_ends() -> None:
@@ -58,7 +59,7 @@ def test_kexec_items_exist_only_with_kexec() -> None:
     for text in ("CONFIG_KEXEC_MODULE_PAGES=18", "CONFIG_KEXEC=n\nCONFIG_KEXEC_MODULE_PAGES=18"):
         config = Config.parse(text)
         assert config.number("KEXEC_MODULE_PAGES") == 0
-        assert config.as_options() == []
+        assert config.as_options() == [WHOLE]
         with_kexec = config.with_options(["CONFIG_KEXEC=y"])
         assert with_kexec.number("KEXEC_MODULE_PAGES") == 18
 
@@ -84,6 +85,52 @@ def test_numbers(text: str, value: int) -> None:
 )
 def test_strings(text: str, value: str) -> None:
     assert Config.parse(f"CONFIG_S={text}").string("S") == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "CONFIG_KEXEC=n", "CONFIG_9PFRONT=y", "CONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=0"],
+)
+def test_a_given_file_is_the_whole_configuration(text: str) -> None:
+    """What it switches off, or leaves out, is not switched on again by what it is laid over."""
+    image = Config.parse("CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18\n")
+    given = Config.parse(text)
+    laid_over = image.with_options(given.as_options())
+    assert laid_over == given != image
+    assert laid_over.number("KEXEC_MODULE_PAGES") == 0
+    assert image.number("KEXEC_MODULE_PAGES") == 18
+
+
+def test_a_single_item_replaces_only_itself() -> None:
+    image = Config.parse("CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18\n")
+    changed = image.with_options(["CONFIG_KEXEC_MODULE_PAGES=24"])
+    assert (changed.number("KEXEC_MODULE_PAGES"), changed.flag("9PFRONT")) == (24, True)
+
+
+def test_which_words_of_a_command_line_are_options() -> None:
+    words = ["-U", "CONFIG=whole", "CONFIG_A=y", "CONFIG=all", "config_A=y", "CONFIG"]
+    assert [word for word in words if is_option(word)] == ["CONFIG=whole", "CONFIG_A=y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("CONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=banana", 2),
+        ("CONFIG_KEXEC_MODULE_PAGES=y\nCONFIG_KEXEC=y", 1),
+        ("# one\nCONFIG_KEXEC=1", 2),
+        ("CONFIG_9PFRONT=yes", 1),
+    ],
+)
+def test_an_item_the_kernel_knows_as_what_it_is_not_names_its_line(text: str, line: int) -> None:
+    with pytest.raises(ConfigError, match="has to be") as caught:
+        Config.parse(text, "a.cfg")
+    assert (caught.value.source, caught.value.line) == ("a.cfg", line)
+
+
+def test_a_wrong_item_that_an_option_brings_to_life() -> None:
+    config = Config.parse("CONFIG_KEXEC_MODULE_PAGES=banana")  # without KEXEC it does not exist
+    with pytest.raises(ConfigError, match="has to be a number"):
+        config.with_options(["CONFIG_KEXEC=y"])
 
 
 JUNK = [
@@ -170,7 +217,8 @@ def test_options_carry_a_configuration(items: dict[str, bool | int | str]) -> No
         return f'"{value}"' if isinstance(value, str) else str(value)
 
     config = Config.parse("\n".join(f"CONFIG_{name}={text(v)}" for name, v in items.items()))
-    again = Config().with_options(config.as_options())
+    below = Config.parse("CONFIG_A=7\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18")
+    again = below.with_options(config.as_options())
     assert again == config
     for name, value in items.items():
         if isinstance(value, str):

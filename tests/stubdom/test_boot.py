@@ -66,6 +66,10 @@ def test_the_command_line_overrides_the_images_configuration(hypervisor: Hypervi
         ("CONFIG_KEXEC_MODULE_PAGES=0", False, False),
         ("CONFIG_9PFRONT=n", True, False),
         ("CONFIG_KEXEC_MODULE_PAGES=17", True, False),  # a page too few for the rings
+        ("CONFIG=whole", False, False),
+        ("CONFIG=whole CONFIG_9PFRONT=y", False, False),
+        ("CONFIG=whole CONFIG_KEXEC=y CONFIG_KEXEC_MODULE_PAGES=18", True, False),
+        ("CONFIG=whole CONFIG_9PFRONT=y CONFIG_KEXEC=y CONFIG_KEXEC_MODULE_PAGES=18", True, True),
     ],
 )
 def test_what_is_not_configured_or_does_not_fit_stays_off(

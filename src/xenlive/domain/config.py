@@ -11,9 +11,14 @@ named is `n`, 0 or empty. The items that begin with KEXEC_ exist only with `CONF
 it they read as not named, as in Mini-OS. Xen's own files (`stubdom/xenstorepvh-minios.cfg`) are
 accepted as they are, with the one line in them that is no CONFIG item, `XEN_INTERFACE_VERSION`.
 
+On a command line an item is a word. Alone it replaces that item of the configuration below it; with
+the word `CONFIG=whole` beside it all such words together are the configuration, and what was below
+is forgotten. Why a word: an item that a file leaves out is off, and that can't be said item by item.
+
 **Invariants.** Whatever can't be meant is a ConfigError that names the line: an item twice, a line
-that is no item, a number below 0 or above 32 bits. Asking for an item as what it is not (a number
-for `y`) is one too.
+that is no item, a number below 0 or above 32 bits, an item that the kernel knows as what it is not
+(`CONFIG_KEXEC_MODULE_PAGES=many`). Asking for any other item as what it is not is one too. What
+`as_options` gives says the same to `with_options` of any configuration.
 """
 
 from __future__ import annotations
@@ -34,6 +39,17 @@ _MAX_LINE = 1024
 
 _OPTIONS = "command line"
 
+#: The word that makes the items beside it the whole configuration.
+WHOLE = "CONFIG=whole"
+
+# What the kernel asks for, and as what: wrong values are found where they stand, not at the boot.
+_KNOWN = {"KEXEC": "flag", "9PFRONT": "flag", "KEXEC_MODULE_PAGES": "number"}
+
+
+def is_option(word: str) -> bool:
+    """Whether a word of a command line is for `with_options`."""
+    return word == WHOLE or word.startswith(_PREFIX)
+
 
 class Config:
     """The items of a configuration; `Config()` has none."""
@@ -52,19 +68,28 @@ class Config:
         config._source = source
         for number, line in enumerate(text.split("\n"), 1):
             config._parse_line(source, number, line)
+        config._validate_known()
         return config
 
     def with_options(self, options: Iterable[str]) -> Config:
-        """A copy with items replaced, each `CONFIG_X=value` as on a kernel's command line."""
+        """A copy with items replaced, each `CONFIG_X=value` as on a kernel's command line.
+
+        With `WHOLE` among them all items are replaced, those that are not named too.
+        """
         given = Config()
         given._source = _OPTIONS
+        whole = False
         for option in options:
+            if option == WHOLE:
+                whole = True
+                continue
             if not option.startswith(_PREFIX):
                 raise ConfigError(_OPTIONS, 0, f"{option!r} is no CONFIG_ item")
             given._parse_line(_OPTIONS, 0, option)
         copy = Config()
         copy._source = self._source
-        copy._items = {**self._items, **given._items}
+        copy._items = given._items if whole else {**self._items, **given._items}
+        copy._validate_known()
         return copy
 
     def flag(self, name: str) -> bool:
@@ -93,8 +118,8 @@ class Config:
         return value if isinstance(value, str) else _text(value)
 
     def as_options(self) -> list[str]:
-        """The items that count and are not at their default, as `with_options` takes them."""
-        options = []
+        """The whole configuration as `with_options` takes it: `WHOLE`, then what is not off."""
+        options = [WHOLE]
         for name in self._items:
             value = self._value(name)
             if value:
@@ -115,6 +140,13 @@ class Config:
         if item is None or (name.startswith("KEXEC_") and not self.flag("KEXEC")):
             return None
         return item[1]
+
+    def _validate_known(self) -> None:
+        for name, kind in _KNOWN.items():
+            if kind == "flag":
+                self.flag(name)
+            else:
+                self.number(name)
 
     def _wrong(self, name: str, wanted: str) -> ConfigError:
         line, value = self._items[name]

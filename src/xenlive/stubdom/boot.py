@@ -10,8 +10,8 @@ record were checked, and nothing is served before the state was read whole.
 
 The command line's words, as the old kernel or the host wrote them: `CONFIG_…=…` overrides the
 image's own configuration, `-U` says that this is a live update and the state waits on the device
-(the C daemon's name for it), `came-back` that another kernel has died on that device in between,
-others are for whoever looks for them.
+(the C daemon's name for it), `came-back` that another kernel has died on that device in between and
+the state is to be had from the copy `copy=HANDLE`; others are for whoever looks for them.
 
 **Invariants.** A handed-over module that is not sound is never used and is reported; a first boot
 then makes its own, a live update stops (`BootError`), since what it needs lies in the module. A
@@ -21,7 +21,7 @@ device that can't be taken over stops the boot before any state is read.
 from __future__ import annotations
 
 from xenlive.abi.kexec_module import RECORD_9PFS
-from xenlive.domain.config import Config
+from xenlive.domain.config import Config, is_option
 from xenlive.domain.grants import GrantTable
 from xenlive.domain.ninepfront import NinePFront
 from xenlive.errors import (
@@ -40,6 +40,8 @@ from xenlive.xenstore.stream import load_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from xenlive.kexec.start_info import StartInfo
     from xenlive.machine.guest import GuestMachine
     from xenlive.memory.address import PhysAddr
@@ -52,6 +54,9 @@ DEFAULT_CONFIG = "CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES=18
 STATE_FILE = "/xenstore-state"
 
 LIVE_UPDATE = "-U"
+
+#: `copy=HANDLE`: where the machine keeps a copy of the state, for a kernel that comes back.
+COPY_WORD = "copy="
 
 #: Said to a kernel that is entered again because the next one did not take over.
 CAME_BACK = "came-back"
@@ -98,6 +103,15 @@ class StubDomain:
         """Whether this kernel was entered because the next one did not take over."""
         return CAME_BACK in self.cmdline.split()
 
+    @property
+    def copy(self) -> int | None:
+        """The machine's handle of a copy of the state, if this is a live update."""
+        for word in self.cmdline.split():
+            number = word[len(COPY_WORD) :]
+            if word.startswith(COPY_WORD) and number.isascii() and number.isdigit():
+                return int(number[:9])
+        return None
+
 
 def boot(
     machine: GuestMachine, address: PhysAddr, image_config: str = DEFAULT_CONFIG
@@ -106,7 +120,7 @@ def boot(
     try:
         start_info = parse_start_info(machine.memory, address)
         config = Config.parse(image_config, "image").with_options(
-            [word for word in start_info.cmdline.split() if word.startswith("CONFIG_")]
+            [word for word in start_info.cmdline.split() if is_option(word)]
         )
         domain = StubDomain(machine, start_info, config)
         _find_or_make_module(domain)
@@ -131,6 +145,8 @@ def _find_or_make_module(domain: StubDomain) -> None:
         return
     if domain.start_info.modules:
         domain.machine.console(f"handed-over module not used: {domain.module_note}")
+    if domain.came_back:
+        return
     if domain.is_update:
         raise BootError("no-module", domain.module_note or "the start info names no module")
     pages = domain.config.number("KEXEC_MODULE_PAGES")
@@ -151,16 +167,12 @@ def _take_over_or_make_device(domain: StubDomain) -> None:
         if domain.config.flag("9PFRONT"):
             machine.console("no kexec module: the 9pfs device stays off, no live update")
         return
+    if domain.came_back:
+        _start_device_over(domain, module)
+        return
     record = _connected_record(module)
     if record is not None:
-        domain.front = NinePFront.resume(
-            machine.memory,
-            module,
-            record,
-            domain.grants,
-            machine,
-            reconnect=machine.connect_ninepfs if domain.came_back else None,
-        )
+        domain.front = NinePFront.resume(machine.memory, module, record, domain.grants, machine)
     elif domain.is_update:
         raise BootError("9pfs-no-record", "the handed-over module has no 9pfs device")
     elif domain.config.flag("9PFRONT"):
@@ -173,6 +185,28 @@ def _take_over_or_make_device(domain: StubDomain) -> None:
             machine.console(f"9pfs device stays off, no live update: {error}")
 
 
+def _start_device_over(domain: StubDomain, module: KexecModule) -> None:
+    """For a kernel that comes back: another one has died on the device, so its rings begin anew.
+
+    Whatever became of the device, the clients come first: it stays off if it can't be had.
+    """
+    machine = domain.machine
+    record = _connected_record(module)
+    try:
+        if record is None:
+            raise BootError("9pfs-no-record", "the module has no 9pfs device any more")
+        domain.front = NinePFront.resume(
+            machine.memory,
+            module,
+            record,
+            domain.grants,
+            machine,
+            reconnect=machine.connect_ninepfs,
+        )
+    except XenliveError as error:
+        machine.console(f"9pfs device stays off, no live update: {error}")
+
+
 def _connected_record(module: KexecModule) -> int | None:
     """The record of the handed-over device; one that was never connected has no grant in it."""
     record = module.find_record(RECORD_9PFS)
@@ -182,9 +216,15 @@ def _connected_record(module: KexecModule) -> int | None:
 
 
 def _read_state(domain: StubDomain) -> None:
-    assert domain.front is not None
+    """The state from the device, or from its copy for a kernel that comes back."""
+    copy = domain.copy
     try:
-        data = domain.front.read_file(STATE_FILE)
-    except XenliveError as error:
-        raise BootError("state-unreadable", f"{STATE_FILE} on the 9pfs device: {error}") from error
+        if domain.came_back and copy is not None:
+            data: Buffer = domain.machine.read_copy(copy)
+        elif domain.front is not None:
+            data = domain.front.read_file(STATE_FILE)
+        else:
+            raise BootError("9pfs-no-record", "there is no device to read the state from")
+    except (XenliveError, OSError) as error:
+        raise BootError("state-unreadable", f"{STATE_FILE}: {error}") from error
     domain.loaded = load_state(domain.server, data)
