@@ -146,7 +146,7 @@ def test_every_stage_can_fail_and_is_undone(
     module = world.kernel.domain.module
     assert module is not None
     before = (module.owners(), module.read_record(0), bytes(world.hypervisor.grant_frames))
-    world.kernel.session.fail_at = stage
+    world.kernel.verb.fail_at = stage
     operator.live_update("-f", "B")
     assert operator.live_update("-s") is None
     operator.pass_time(1)
@@ -156,7 +156,7 @@ def test_every_stage_can_fail_and_is_undone(
     after = (module.owners(), module.read_record(0), bytes(world.hypervisor.grant_frames))
     assert after == before
     # And it was not the last one.
-    world.kernel.session.fail_at = ""
+    world.kernel.verb.fail_at = ""
     assert operator.live_update("-f", "B") == b"OK"
     assert operator.live_update("-s") is None
     with pytest.raises(Entered):
@@ -203,3 +203,81 @@ def test_force_goes_ahead_and_the_transaction_is_lost(world: SimWorld, operator:
     world._enter(entered.value)
     ended = other.ask(XS_TRANSACTION_END, b"T\0", int(started[1][:-1]))
     assert ended == (XS_ERROR, b"ENOENT\0")
+
+
+def test_a_stale_timer_of_one_session_does_not_drive_the_next(
+    world: SimWorld, operator: Operator
+) -> None:
+    other = Operator(world, 51)
+    holder = Operator(world, 52)
+    assert holder.ask(XS_TRANSACTION_START, b"\0") is not None
+    operator.live_update("-f", "B")
+    operator.live_update("-s", "-t", "60")
+    operator.pass_time(1)  # its timer looks for the transaction again and again
+    assert other.live_update("-a") == b"OK"
+    assert other.live_update("-f", "C") == b"OK"
+    assert other.live_update("-s", "-F") is None
+    world.kernel.loop.run_timers()
+    with pytest.raises(Entered) as entered:
+        other.pass_time(1)
+    assert entered.value.image == "C"
+
+
+def test_the_answer_of_an_image_that_is_not_wanted_any_more_is_not_taken(
+    world: SimWorld, operator: Operator
+) -> None:
+    operator.live_update("-f", "B")
+    assert operator.live_update("-s") is None
+    for connection, fd in world.kernel.loop.connections():
+        if fd == operator.fd:
+            world.kernel.domain.server.disconnect(connection)
+    other = Operator(world, 51)
+    assert other.live_update("-f", "C") == b"OK"
+    assert other.live_update("-s") is None
+    with pytest.raises(Entered) as entered:
+        other.pass_time(1)
+    assert entered.value.image == "C"
+
+
+def test_a_preflight_is_answered_before_an_update_takes_its_kernel_away(
+    world: SimWorld, operator: Operator
+) -> None:
+    other = Operator(world, 51)
+    operator.live_update("-f", "B")
+    operator.live_update("-s")
+    world.hypervisor.clock_s += 0.04
+    assert other.live_update("--preflight", "C") is None
+    with pytest.raises(Entered) as entered:
+        other.pass_time(0.5)
+    world._enter(entered.value)
+    other.pass_time(0.1)
+    answer = other.answer()
+    assert answer is not None
+    assert b"an update came in between" in answer[1]
+
+
+def test_not_more_than_a_few_images_are_tried_at_a_time(
+    world: SimWorld, operator: Operator
+) -> None:
+    for _ in range(4):
+        assert operator.live_update("--preflight", "B") is None
+    busy = operator.live_update("--preflight", "B")
+    assert busy is not None
+    assert busy.startswith(b"FAIL busy")
+    operator.pass_time(1)
+    for _ in range(4):
+        answer = operator.answer()
+        assert answer is not None
+        assert b"ok image: B, version version-B" in answer[1]
+    assert operator.live_update("--preflight", "B") is None
+
+
+def test_what_goes_wrong_in_an_update_fails_it_and_not_the_domain(
+    world: SimWorld, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenlive.update.session.ColdUpdate", lambda *args, **words: 1 / 0)
+    operator.live_update("-f", "B")
+    assert operator.live_update("-s") is None
+    operator.pass_time(1)
+    assert operator.answer() == (XS_CONTROL, b"division by zero\0")
+    assert operator.live_update("-f", "B") == b"OK"

@@ -173,6 +173,67 @@ def take_over_device(
     With `reconnect(ring_ref, port)`, which has the backend start over, the rings begin anew at 0: a
     kernel that died in the middle of a request leaves indices that nobody can go on from.
     """
+    handed = _follow_record(memory, module, record, grants, backend_domid)
+    prod, cons, half, interface = handed.prod, handed.cons, handed.half, handed.interface
+    if reconnect is None:
+        _validate_indices("out", interface[OUT_PROD], prod, prod - interface[OUT_CONS], half)
+        _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, half)
+    try:
+        events.bind(handed.port)
+        if reconnect is not None:
+            reconnect(handed.refs[0], handed.port)
+            prod = cons = 0
+    except HypercallError as error:
+        raise BootError("9pfs-wild-port", f"event channel {handed.port}: {error}") from None
+    if reconnect is not None:
+        _validate_indices("out", interface[OUT_PROD], 0, 0 - interface[OUT_CONS], half)
+        _validate_indices("in", interface[IN_CONS], 0, interface[IN_PROD] - 0, half)
+    rings = views_of_frames(memory, handed.frames)
+    return NinePDevice(
+        module, record, handed.refs, events, handed.port, interface, rings, prod, cons
+    )
+
+
+def validate_device(
+    memory: GuestMemory,
+    module: KexecModule,
+    grants: GrantTable,
+    device: NinePDevice,
+    backend_domid: int = 0,
+) -> None:
+    """Checks a device in use, at rest, as the next kernel will: BootError by the same codes.
+
+    Nothing is changed, so that what was damaged in between is found while it costs nothing.
+    """
+    handed = _follow_record(memory, module, device.record, grants, backend_domid)
+    if (handed.refs, handed.port) != (device.refs, device.port):
+        raise BootError("9pfs-bad-record", f"record {device.record} is not this kernel's any more")
+    interface, prod, cons = handed.interface, device.requests.prod, device.replies.cons
+    _validate_indices("out", interface[OUT_PROD], prod, prod - interface[OUT_CONS], 0)
+    _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, 0)
+
+
+class _Handed:
+    """What a record leads to, checked but for indices and port: `refs` begins with `ring_ref`."""
+
+    __slots__ = ("cons", "frames", "half", "interface", "port", "prod", "refs")
+
+    def __init__(
+        self, port: int, prod: int, cons: int, interface: memoryview, refs: list[int]
+    ) -> None:
+        self.port = port
+        self.prod = prod
+        self.cons = cons
+        self.interface = interface
+        self.refs = refs
+        self.frames: list[Frame] = []
+        self.half = PAGE_SIZE * (len(refs) - 1) >> 1
+
+
+def _follow_record(
+    memory: GuestMemory, module: KexecModule, record: int, grants: GrantTable, backend_domid: int
+) -> _Handed:
+    """From the record through the grants to the pages; BootError for what is not as it must be."""
     data = module.read_record(record)
     if len(data) != RECORD_9PFS.size:
         raise BootError("9pfs-bad-record", f"record {record} has {len(data)} bytes, not 16")
@@ -183,24 +244,9 @@ def take_over_device(
     if not MIN_RING_ORDER <= order <= MAX_RING_ORDER:
         raise BootError("9pfs-bad-ring-order", f"ring order {order} in record {record}")
     refs: list[int] = interface[REF0 : REF0 + (1 << order)].tolist()
-    frames = [pages.claim(f"ref[{place}]", ref) for place, ref in enumerate(refs)]
-    half = PAGE_SIZE << order >> 1
-    if reconnect is None:
-        _validate_indices("out", interface[OUT_PROD], prod, prod - interface[OUT_CONS], half)
-        _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, half)
-    try:
-        events.bind(port)
-        if reconnect is not None:
-            reconnect(ring_ref, port)
-            prod = cons = 0
-    except HypercallError as error:
-        raise BootError("9pfs-wild-port", f"event channel {port}: {error}") from None
-    if reconnect is not None:
-        _validate_indices("out", interface[OUT_PROD], 0, 0 - interface[OUT_CONS], half)
-        _validate_indices("in", interface[IN_CONS], 0, interface[IN_PROD] - 0, half)
-    rings = views_of_frames(memory, frames)
-    refs.insert(0, ring_ref)
-    return NinePDevice(module, record, refs, events, port, interface, rings, prod, cons)
+    handed = _Handed(port, prod, cons, interface, [ring_ref, *refs])
+    handed.frames = [pages.claim(f"ref[{place}]", ref) for place, ref in enumerate(refs)]
+    return handed
 
 
 class _RecordPages:

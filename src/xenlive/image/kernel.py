@@ -24,7 +24,7 @@ from xenlive.machine.hosted.image import PREFLIGHT, commit_entry  # noqa: E402
 from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
-from xenlive.update.session import UpdateSession  # noqa: E402
+from xenlive.update.verb import LiveUpdateVerb  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _image_config(image: str) -> str:
 class Kernel:
     """A booted kernel with its serve loop; `run` returns when the host is gone."""
 
-    __slots__ = ("domain", "listen_fd", "loop", "machine", "session")
+    __slots__ = ("domain", "listen_fd", "loop", "machine", "verb")
 
     def __init__(
         self, machine: HostedGuest, domain: StubDomain, image: str, came_back_because: str
@@ -89,11 +89,11 @@ class Kernel:
                 self.loop.adopt(connection, fd)
         self.loop.watch_fd(machine.channel_fd, self._host_gone)
         self.listen_fd = listen_fd
-        self.session = UpdateSession(domain, self.loop, image, listen_fd)
-        self.session.register()
+        self.verb = LiveUpdateVerb(domain, self.loop, image, listen_fd)
+        self.verb.register()
         domain.server.control[b"xenlive-status"] = self._status
         if came_back_because:
-            self.session.undo_after_fallback(came_back_because)
+            self.verb.undo_after_fallback(came_back_because)
 
     def run(self) -> None:
         """Takes over, then serves until the host is gone."""
@@ -103,6 +103,7 @@ class Kernel:
         if self.domain.is_update:
             self.loop.on_first_reply = self._first_reply
         self.loop.run()
+        self.verb.close()
 
     def _first_reply(self) -> None:
         self.machine.milestone("first-reply")
@@ -112,6 +113,8 @@ class Kernel:
         """What an update leaves behind, and no client needs to wait for."""
         fds = [fd for _, fd in self.loop.connections()]
         self.machine.close_on_kexec([self.listen_fd, *fds])
+        if self.domain.copy is not None:
+            self.machine.drop_copy(self.domain.copy)
         front = self.domain.front
         if front is not None:
             try:

@@ -35,6 +35,16 @@ class LoadedImage:
         self.handle = handle
 
 
+class Loading:
+    """An image on its way."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        """Stops it and leaves nothing behind; its answer never comes."""
+        raise NotImplementedError
+
+
 class EventLoop:
     """What a machine needs of a kernel's loop, to do work beside its serving."""
 
@@ -92,7 +102,7 @@ class GuestMachine(EventChannels):
 
     def load_image(
         self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
-    ) -> None:
+    ) -> Loading:
         """Loads `image` beside the serving, and finds out whether it is a kernel; answers later.
 
         UpdateError if it can't even be tried.
@@ -101,6 +111,22 @@ class GuestMachine(EventChannels):
 
     def unload(self, loaded: LoadedImage) -> None:
         """Forgets an image that is not to be entered after all."""
+        raise NotImplementedError
+
+    def new_copy(self) -> int:
+        """A place outside of the device where a copy of the state outlives this kernel."""
+        raise NotImplementedError
+
+    def write_copy(self, copy: int, data: bytes) -> None:
+        """Appends to a copy."""
+        raise NotImplementedError
+
+    def read_copy(self, copy: int) -> bytes:
+        """All of a copy; OSError if there is none."""
+        raise NotImplementedError
+
+    def drop_copy(self, copy: int) -> None:
+        """Gives a copy's place back."""
         raise NotImplementedError
 
     def kexec(

@@ -19,7 +19,7 @@ from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack
 from xenlive.errors import UpdateError
 from xenlive.kexec.start_info import build_start_info
-from xenlive.machine.guest import EventLoop, GuestMachine, LoadedImage
+from xenlive.machine.guest import EventLoop, GuestMachine, LoadedImage, Loading
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
@@ -59,6 +59,7 @@ class Hypervisor:
         self.milestones: list[str] = []
         self.console: list[str] = []
         self.images: dict[str, str] = {}
+        self.copies: list[bytearray] = []
 
     def load(self, cmdline: str) -> PhysAddr:
         """Writes the first kernel's start info and returns its address."""
@@ -98,6 +99,22 @@ class Hypervisor:
             self.ram[address : address + len(data)] = data
 
 
+class SimLoading(Loading):
+    """An image that answers when its time has come, unless it was cancelled."""
+
+    def __init__(self, on_done: Callable[[], None]) -> None:
+        self._on_done: Callable[[], None] | None = on_done
+
+    def answer(self) -> None:
+        """Its time has come."""
+        if self._on_done is not None:
+            self._on_done()
+
+    def cancel(self) -> None:
+        """No answer comes."""
+        self._on_done = None
+
+
 class SimMachine(GuestMachine):
     """One kernel's view of the hypervisor."""
 
@@ -131,13 +148,32 @@ class SimMachine(GuestMachine):
 
     def load_image(
         self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
-    ) -> None:
+    ) -> Loading:
         """Answers a little later, in virtual time."""
         answer = LoadedImage(image, self._hypervisor.images[image], XS_STATE_READ_VERSIONS)
-        loop.call_at(self.now_s() + 0.05, lambda: on_done(answer))
+        loading = SimLoading(lambda: on_done(answer))
+        loop.call_at(self.now_s() + 0.05, loading.answer)
+        return loading
 
     def unload(self, loaded: LoadedImage) -> None:
         """Nothing is held."""
+
+    def new_copy(self) -> int:
+        """A buffer of the hypervisor's."""
+        self._hypervisor.copies.append(bytearray())
+        return len(self._hypervisor.copies) - 1
+
+    def write_copy(self, copy: int, data: bytes) -> None:
+        """Appends to it."""
+        self._hypervisor.copies[copy] += data
+
+    def read_copy(self, copy: int) -> bytes:
+        """All of it."""
+        return bytes(self._hypervisor.copies[copy])
+
+    def drop_copy(self, copy: int) -> None:
+        """Empties it."""
+        self._hypervisor.copies[copy].clear()
 
     def kexec(
         self,

@@ -24,7 +24,7 @@ from xenlive.sim.client import Mismatch, SimClient
 from xenlive.sim.loop import SimLoop, SimSocket
 from xenlive.sim.machine import Entered, Hypervisor, SimMachine
 from xenlive.stubdom.boot import LOAD_RESERVE_BYTES, boot
-from xenlive.update.session import UpdateSession
+from xenlive.update.verb import LiveUpdateVerb
 
 STAGES = ("module", "freeze", "reply", "dump", "device", "start-info", "kexec")
 CONFIGS = {
@@ -46,10 +46,10 @@ class SimKernel:
         if self.domain.loaded is not None:
             for connection, fd in self.domain.loaded.connections:
                 self.loop.adopt(connection, fd)
-        self.session = UpdateSession(self.domain, self.loop, image, listen_fd=3)
-        self.session.register()
+        self.verb = LiveUpdateVerb(self.domain, self.loop, image, listen_fd=3)
+        self.verb.register()
         if came_back:
-            self.session.undo_after_fallback(came_back)
+            self.verb.undo_after_fallback(came_back)
 
 
 class SimWorld:
@@ -124,9 +124,9 @@ class SimWorld:
 
     def _ask_for_update(self) -> None:
         self._asked = True
-        self.kernel.session.fail_at = ""
+        self.kernel.verb.fail_at = ""
         if self.faults and self.random.random() < 0.3:
-            self.kernel.session.fail_at = self.random.choice(STAGES)
+            self.kernel.verb.fail_at = self.random.choice(STAGES)
         for words in (f"-f\0{NEXT[self.kernel.image]}\0", "-s\0-t\09\0"):
             payload = b"live-update\0" + words.encode()
             self.operator.to_server += XSD_SOCKMSG.pack(XS_CONTROL, 7, 0, len(payload)) + payload

@@ -1,9 +1,10 @@
 """The cold update: freeze, write the state through the ring, kexec. One attempt, step by step.
 
-    module      module and record are still what this kernel made of them
+    module      module and device are still what the next kernel must find
     freeze      no byte is read from or written to a client      undo: thaw
     reply       the issuer's OK goes into its pending output     undo: take it out again
-    dump        the state, as a file on the 9pfs device          undo: remove the file
+    dump        the state, as a file on the 9pfs device, and     undo: remove both
+                a copy outside of it, for a kernel that comes back
     device      the ring's private indices go into the record    undo: the record as it was
     start-info  blocks for the next kernel and for coming back   (they are nobody's memory)
     kexec       the processor enters the next image              the point of no return
@@ -15,22 +16,24 @@ handed-over pages. The state on the device is complete before the record says wh
 
 from __future__ import annotations
 
-from xenlive.abi.xen9pfs import RECORD_9PFS
-from xenlive.errors import UpdateError, XenliveError
+from xenlive.domain.ninepdevice import validate_device
+from xenlive.errors import BootError, ImageError, UpdateError, XenliveError
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.stages import Stages
 from xenlive.kexec.start_info import build_start_info
 from xenlive.memory.address import PhysAddr, round_up
-from xenlive.stubdom.boot import CAME_BACK, LIVE_UPDATE, STATE_FILE
+from xenlive.stubdom.boot import CAME_BACK, COPY_WORD, LIVE_UPDATE, STATE_FILE
 from xenlive.xenstore.stream import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from xenlive.domain.ninepfront import NinePFront
     from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
-    from xenlive.update.session import Issuer
+    from xenlive.update.issuer import Issuer
 
 #: The word by which a kernel that came back finds whom to tell: `issuer=FD`.
 ISSUER_WORD = "issuer="
@@ -42,6 +45,7 @@ class ColdUpdate:
     __slots__ = (
         "_blocks",
         "_cmdline",
+        "_copy",
         "_domain",
         "_front",
         "_issuer",
@@ -76,6 +80,7 @@ class ColdUpdate:
         self._issuer = issuer
         self._listen_fd = listen_fd
         self._old_record = b""
+        self._copy = -1
         self._blocks = (PhysAddr(0), PhysAddr(0))
         self.stages = Stages()
         self.stages.add("module", self._check_module)
@@ -100,12 +105,7 @@ class ColdUpdate:
     # -- the steps -------------------------------------------------------------------------------
 
     def _check_module(self) -> None:
-        """What the next kernel would refuse is refused here, where it costs nothing."""
-        module, device = self._module, self._front.device
-        KexecModule.attach(self._domain.machine.memory, module.address, module.size_bytes)
-        ring_ref, port, _, _ = RECORD_9PFS.unpack(module.read_record(device.record))
-        if (ring_ref, port) != (device.ring_ref, device.port):
-            raise UpdateError("module", f"the 9pfs record names grant {ring_ref} and port {port}")
+        check_device(self._domain)
 
     def _freeze(self) -> None:
         self._domain.machine.milestone("freeze")
@@ -115,11 +115,11 @@ class ColdUpdate:
         self._loop.thaw()
 
     def _put_reply(self) -> None:
-        self._issuer.reply(b"OK\0")
+        self._issuer.put_ok()
         self._domain.machine.milestone("frozen")
 
     def _take_reply(self) -> None:
-        self._issuer.take_reply_back()
+        self._issuer.take_ok_back()
 
     def _dump(self) -> None:
         fds = dict(self._loop.connections())
@@ -129,10 +129,21 @@ class ColdUpdate:
             evtchn_fd=-1,
             fd_of=fds.__getitem__,
         )
-        self._front.write_file(STATE_FILE, state)
+        self._copy = self._domain.machine.new_copy()
+        try:
+            self._front.write_file(STATE_FILE, self._copied(state))
+        except BaseException:
+            self._domain.machine.drop_copy(self._copy)
+            raise
         self._domain.machine.milestone("dumped")
 
+    def _copied(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._domain.machine.write_copy(self._copy, chunk)
+            yield chunk
+
     def _remove_dump(self) -> None:
+        self._domain.machine.drop_copy(self._copy)
         try:
             self._front.remove(STATE_FILE)
         except XenliveError as error:
@@ -149,12 +160,13 @@ class ColdUpdate:
         machine = self._domain.machine
         memmap = self._domain.start_info.memmap.for_next_kernel()
         modules = [(self._module.address, self._module.size_bytes, 0)]
-        forward = f"{LIVE_UPDATE} {self._cmdline}".rstrip()
-        words = [LIVE_UPDATE, CAME_BACK, f"{ISSUER_WORD}{self._issuer.fd}"]
+        words = [LIVE_UPDATE, f"{COPY_WORD}{self._copy}"]
+        forward = " ".join([*words, self._cmdline])
+        words += [CAME_BACK, f"{ISSUER_WORD}{self._issuer.fd}"]
         back = " ".join([*words, plain_words(self._domain.cmdline)])
         place = machine.load_end
         blocks = []
-        for cmdline in (forward, back.rstrip()):
+        for cmdline in (forward.rstrip(), back.rstrip()):
             block = build_start_info(place, memmap, modules, cmdline)
             validate_clear_of(self._module, place, len(block))
             machine.memory.write(place, block)
@@ -163,7 +175,7 @@ class ColdUpdate:
         self._blocks = (blocks[0], blocks[1])
 
     def _kexec(self) -> None:
-        keep = [self._listen_fd, *(fd for _, fd in self._loop.connections())]
+        keep = [self._listen_fd, self._copy, *(fd for _, fd in self._loop.connections())]
         self._domain.machine.kexec(
             self._loaded, self._blocks[0], self._old_image, self._blocks[1], keep
         )
@@ -182,6 +194,17 @@ def handed_over(domain: StubDomain) -> tuple[KexecModule, NinePFront]:
     return domain.module, domain.front
 
 
+def check_device(domain: StubDomain) -> None:
+    """What the next kernel would refuse, refused where it costs nothing: UpdateError."""
+    module, front = handed_over(domain)
+    memory = domain.machine.memory
+    try:
+        KexecModule.attach(memory, module.address, module.size_bytes)
+        validate_device(memory, module, domain.grants, front.device)
+    except (ImageError, BootError) as error:
+        raise UpdateError("module", str(error)) from error
+
+
 def validate_clear_of(module: KexecModule, address: PhysAddr, size: int) -> None:
     """Refuses what would overwrite handed-over pages: UpdateError, always on."""
     if address < module.address + module.size_bytes and module.address < address + size:
@@ -196,5 +219,5 @@ def plain_words(cmdline: str) -> str:
     return " ".join(
         word
         for word in cmdline.split()
-        if word not in (LIVE_UPDATE, CAME_BACK) and not word.startswith(ISSUER_WORD)
+        if word not in (LIVE_UPDATE, CAME_BACK) and not word.startswith((ISSUER_WORD, COPY_WORD))
     )

@@ -7,54 +7,74 @@ be, where a line fails.
 from __future__ import annotations
 
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
-from xenlive.errors import UpdateError
-from xenlive.update.cold import handed_over
+from xenlive.errors import UpdateError, XenliveError
+from xenlive.update.cold import check_device, handed_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenlive.machine.guest import LoadedImage
+    from xenlive.machine.guest import LoadedImage, Loading
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
 
 
 class Preflight:
-    """One report; `start` collects what is known and tries the image."""
+    """One report; `on_done` gets its text, once."""
 
-    __slots__ = ("_domain", "_image", "_lines", "_loop", "_on_done")
+    __slots__ = ("_domain", "_image", "_lines", "_loading", "_loop", "_on_done", "is_done")
 
-    def __init__(self, domain: StubDomain, loop: ClientLoop, image: str) -> None:
+    def __init__(
+        self, domain: StubDomain, loop: ClientLoop, image: str, on_done: Callable[[str], None]
+    ) -> None:
         self._domain = domain
-        self._loop = loop
         self._image = image
         self._lines: list[str] = []
-
-    def start(self, on_done: Callable[[str], None]) -> None:
-        """Makes the report; `on_done` gets its text, now or when the image has answered."""
+        self._loading: Loading | None = None
+        self._loop = loop
         self._on_done = on_done
+        self.is_done = False
+
+    def start(self) -> None:
+        """Makes the report: what is known at once, and the image when it has answered."""
         self._check_domain()
+        machine = self._domain.machine
         try:
-            self._domain.machine.validate_image(self._image)
-            self._domain.machine.load_image(self._loop, self._image, self._image_answered)
+            machine.validate_image(self._image)
+            self._loading = machine.load_image(self._loop, self._image, self._image_answered)
         except UpdateError as error:
             self._image_answered(error)
 
+    def cancel(self) -> None:
+        """Ends it without an answer."""
+        self.is_done = True
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
+
+    def give_up(self, why: str) -> None:
+        """Ends it with what is known so far, if it has not ended."""
+        if not self.is_done:
+            self.cancel()
+            self._say(False, "image", why)
+            self._on_done("\n".join(self._lines))
+
     def _say(self, good: bool, name: str, detail: str) -> None:
-        self._lines.append(f"{'ok' if good else 'FAIL'} {name}: {detail}")
+        self._lines.append(f"{'ok' if good else 'FAIL'} {name}: {' '.join(detail.split())}")
 
     def _check_domain(self) -> None:
         domain = self._domain
         try:
             module, front = handed_over(domain)
+            check_device(domain)
         except UpdateError as error:
             self._say(False, error.step, error.why)
+        except XenliveError as error:
+            self._say(False, "module", str(error))
         else:
             pages = module.n_pages + 1
             self._say(True, "module", f"{pages} pages at {module.address:#x}, stays there")
-            self._say(
-                True, "device", f"9pfs, {len(module.pages_of(front.device.record))} granted pages"
-            )
+            self._say(True, "device", f"9pfs, {len(front.device.refs)} granted pages")
         server = domain.server
         open_ones = server.open_transactions()
         self._say(
@@ -70,6 +90,7 @@ class Preflight:
         )
 
     def _image_answered(self, answer: LoadedImage | UpdateError) -> None:
+        self._loading = None
         if isinstance(answer, UpdateError):
             self._say(False, "image", f"{self._image}: {answer.why}")
         else:
@@ -80,4 +101,6 @@ class Preflight:
                 "stream",
                 f"the image reads state streams of versions {answer.streams}",
             )
-        self._on_done("\n".join(self._lines))
+        if not self.is_done:
+            self.is_done = True
+            self._on_done("\n".join(self._lines))

@@ -1,40 +1,33 @@
-"""Live update as it is asked for: the `live-update` verb of Xenstore's CONTROL, and its state.
+"""One live update, from the choice of an image to its end, whichever that is.
 
-    idle ── -f IMAGE ──▶ chosen ── -s ──▶ trying the image ─▶ waiting for transactions ─▶ cold.py
-             -c WORDS sets the command line        │                      │
-    idle ◀── -a, an error, a failed step, the issuer's connection gone ───┘
+    chosen ── start ──▶ loading the image ─▶ waiting for transactions ─▶ cold.py ─▶ the next kernel
+       │                     │                      │                       │
+       └──── end ◀───────────┴──────── fail ────────┴───────────────────────┘
 
-The verbs and their words are the C daemon's (Xen `docs/misc/xenstore.txt`, CONTROL), so that
-`xenstore-control live-update` works unchanged: `-f`, `-c`, `-a`, `-s [-t SECONDS] [-F]`. One is our
-own: `--preflight IMAGE` reports what an update would meet, and does nothing else.
-
-Transactions: like the C daemon, an update waits up to `-t` seconds until none is open; after that
-it is refused, naming who holds one, or with `-F` goes ahead and drops those older than that. Under
+Transactions: like the C daemon, an update waits up to its time limit until none is open; after that
+it is refused, naming who holds one, or if forced goes ahead and drops those older than that. Under
 steady load there may be no instant without one: so new ones are held back, for moments.
 
-**Invariants.** At most one session; it belongs to the connection that began it and ends with it.
-Each `-s` is answered exactly once: by this kernel when the update fails, by the next one when it
-doesn't. A session never stops the loop for longer than one update attempt.
+**Invariants.** A session is started once and answered once: by this kernel when it fails, by the
+next one when it doesn't. One that has ended does nothing more: timers and answers that were under
+way find it closed. Whatever goes wrong in here fails the session, never the domain.
 """
 
 from __future__ import annotations
 
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
-from xenlive.abi.xs_wire import XSD_SOCKMSG
-from xenlive.errors import UpdateError, XenliveError, XenstoreError
-from xenlive.update.cold import ISSUER_WORD, ColdUpdate, handed_over, plain_words
-from xenlive.update.preflight import Preflight
-from xenlive.xenstore.requests import Request
+from xenlive.errors import UpdateError
+from xenlive.update.cold import ColdUpdate, handed_over, plain_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from xenlive.machine.guest import LoadedImage
+    from collections.abc import Callable
+
+    from xenlive.machine.guest import LoadedImage, Loading
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
+    from xenlive.update.issuer import Issuer
     from xenlive.xenstore.connection import Connection
-
-_OK = b"OK\0"
-HELP = b"-f <image>|-c <words>|-s [-t <sec>] [-F]|-a|--preflight <image>"
 
 #: While transactions are open, how often it is looked whether they have ended.
 LOOK_AGAIN_S = 0.005
@@ -44,173 +37,126 @@ HOLD_BACK_S = 0.05
 HOLD_AGAIN_S = 0.5
 
 
-class Issuer:
-    """Who asked for the update: a connection, its descriptor, and the request to be answered."""
+class Session:
+    """An update that `owner` is preparing, or that is under way.
 
-    __slots__ = ("connection", "fd", "request", "server")
-
-    def __init__(
-        self, domain: StubDomain, connection: Connection, fd: int, request: Request
-    ) -> None:
-        self.server = domain.server
-        self.connection = connection
-        self.fd = fd
-        self.request = request
-
-    def reply(self, text: bytes) -> None:
-        """Puts the answer into the connection's pending output."""
-        self.server.reply(self.connection, self.request, text)
-
-    def take_reply_back(self) -> None:
-        """Undoes `reply`; nothing may have been written in between."""
-        self.connection.out.pop()
-
-
-class UpdateSession:
-    """The session of one domain; `register` hangs it into the server's control verbs."""
+    `cmdline` None stands for the running kernel's own. `before_freeze` is called right before the
+    clients have to wait; `fail_at` names a step to fail, for tests.
+    """
 
     __slots__ = (
-        "_cmdline",
         "_domain",
         "_force",
         "_held_until_s",
         "_hold_again_s",
-        "_image",
         "_issuer",
         "_listen_fd",
         "_loaded",
+        "_loading",
         "_loop",
-        "_new_image",
-        "_owner",
+        "_old_image",
         "_started_s",
         "_timeout_s",
+        "before_freeze",
+        "closed",
+        "cmdline",
         "fail_at",
+        "image",
+        "owner",
     )
 
-    def __init__(self, domain: StubDomain, loop: ClientLoop, image: str, listen_fd: int) -> None:
+    def __init__(
+        self,
+        domain: StubDomain,
+        loop: ClientLoop,
+        owner: Connection,
+        image: str,
+        *,
+        old_image: str,
+        listen_fd: int,
+    ) -> None:
         self._domain = domain
         self._loop = loop
-        self._image = image
-        self._listen_fd = listen_fd
+        self.owner = owner
+        self.image = image
+        self.cmdline: str | None = None
+        self.closed = False
         self.fail_at = ""
-        self._loaded: LoadedImage | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        self._owner: Connection | None = None
-        self._new_image = ""
-        self._cmdline: str | None = None
+        self.before_freeze: Callable[[], None] = _nothing
+        self._old_image = old_image
+        self._listen_fd = listen_fd
         self._issuer: Issuer | None = None
-        if self._loaded is not None:
-            self._domain.machine.unload(self._loaded)
-        self._loaded = None
+        self._loading: Loading | None = None
+        self._loaded: LoadedImage | None = None
         self._force = False
         self._timeout_s = 0.0
         self._started_s = 0.0
         self._held_until_s = 0.0
         self._hold_again_s = 0.0
 
-    def register(self) -> None:
-        """Takes over the `live-update` verb of the domain's server."""
-        server = self._domain.server
-        server.control[b"live-update"] = self.control
-        server.control_help[b"live-update"] = HELP
+    @property
+    def is_started(self) -> bool:
+        """Whether somebody waits for its outcome."""
+        return self._issuer is not None
 
-    # -- the verb's words ------------------------------------------------------------------------
-
-    def control(self, connection: Connection, request: Request, args: list[bytes]) -> bytes | None:
-        """One CONTROL `live-update`: its answer, or None when that comes later.
-
-        XenstoreError("EINVAL") for words that are none of the verb's.
-        """
-        self._end_if_owner_gone()
-        words = [arg.decode("utf-8", "surrogateescape") for arg in args]
-        option, rest = (words[0], words[1:]) if words else ("", [])
-        if option == "-f" and len(rest) == 1:
-            return _text(self._choose(connection, rest[0]))
-        if option == "-c" and len(rest) == 1:
-            return _text(self._set_cmdline(connection, rest[0]))
-        if option == "-a" and not rest:
-            return _text(self._abort())
-        if option == "-s":
-            return self._start(connection, request, rest)
-        if option == "--preflight" and len(rest) == 1:
-            return self._preflight(connection, request, rest[0])
-        raise XenstoreError("EINVAL")
-
-    def _choose(self, connection: Connection, image: str) -> str:
-        try:
-            self._domain.machine.validate_image(image)
-        except UpdateError as error:
-            return error.why
-        if self._owner is not None:
-            return "live-update session already active."
-        self._owner = connection
-        self._new_image = image
-        return "OK"
-
-    def _set_cmdline(self, connection: Connection, cmdline: str) -> str:
-        if self._owner is not connection:
-            return "Not in live-update session."
-        self._cmdline = plain_words(cmdline)
-        return "OK"
-
-    def _abort(self) -> str:
-        if self._owner is None:
-            return "No live-update session active."
-        if self._issuer is not None:
-            self._fail("Cancellation was requested")
-        self._forget()
-        return "OK"
-
-    def _start(self, connection: Connection, request: Request, words: list[str]) -> bytes | None:
-        timeout_s = 0.0
-        force = False
-        while words:
-            word = words.pop(0)
-            if word == "-F":
-                force = True
-            elif word in ("-t", "-v") and words and words[0].isascii() and words[0].isdigit():
-                number = int(words.pop(0)[:9])
-                if word == "-t":
-                    timeout_s = float(number)
-                elif number not in XS_STATE_READ_VERSIONS:
-                    return _text("Migration stream version not supported.")
-            else:
-                raise XenstoreError("EINVAL")
-        if self._owner is not connection or self._issuer is not None:
-            return _text("Not in live-update session.")
-        self._force = force
+    def start(self, issuer: Issuer, timeout_s: float, force: bool) -> None:
+        """Begins the update; `issuer` is answered when it has failed."""
+        self._issuer = issuer
         self._timeout_s = timeout_s
-        self._issuer = Issuer(self._domain, connection, self._loop.fd_of(connection), request)
+        self._force = force
         try:
             handed_over(self._domain)
-            self._domain.machine.load_image(self._loop, self._new_image, self._image_answered)
-        except UpdateError as error:
-            self._fail(str(error))
-        return None
+            self._loading = self._domain.machine.load_image(self._loop, self.image, self._answered)
+        except Exception as error:
+            self.fail(_why(error))
 
-    # -- trying, waiting, updating ---------------------------------------------------------------
+    def end(self) -> None:
+        """Gives everything back; nothing happens after that."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
+        if self._loaded is not None:
+            self._domain.machine.unload(self._loaded)
+            self._loaded = None
+        if self._domain.server.hold_transactions:
+            self._loop.release_held()
 
-    def _image_answered(self, answer: LoadedImage | UpdateError) -> None:
-        self._end_if_owner_gone()
+    def fail(self, why: str) -> None:
+        """Ends it and tells the issuer why."""
+        self.end()
+        self._domain.machine.milestone(f"failed {why}")
+        self._domain.machine.console(f"live update failed, serving on: {why}")
+        if self._issuer is not None:
+            self._issuer.answer(why)
+
+    def ends_with_owner(self) -> bool:
+        """Ends the session if its owner's connection is gone; whether it has ended."""
+        if self.owner not in self._domain.server.connections:
+            self.end()
+        return self.closed
+
+    # -- loading, waiting, updating --------------------------------------------------------------
+
+    def _answered(self, answer: LoadedImage | UpdateError) -> None:
+        self._loading = None
         if isinstance(answer, UpdateError):
-            if self._issuer is not None:
-                self._fail(str(answer))
-        elif self._issuer is None:
-            self._domain.machine.unload(answer)
-        elif not set(XS_STATE_READ_VERSIONS) <= set(answer.streams):
-            self._fail(f"preflight: the image reads state streams of versions {answer.streams}")
-        else:
-            self._loaded = answer
-            self._started_s = self._domain.machine.now_s()
-            self._look()
+            self.fail(str(answer))
+            return
+        self._loaded = answer
+        if self.ends_with_owner():
+            return
+        if not set(XS_STATE_READ_VERSIONS) <= set(answer.streams):
+            self.fail(f"preflight: the image reads state streams of versions {answer.streams}")
+            return
+        self._started_s = self._domain.machine.now_s()
+        self._look()
 
     def _look(self) -> None:
         """Goes ahead when no transaction is open, else waits, holding new ones back at times."""
-        self._end_if_owner_gone()
-        if self._issuer is None:
-            self._release_held()
+        if self.ends_with_owner():
             return
         now_s = self._domain.machine.now_s()
         server = self._domain.server
@@ -220,7 +166,7 @@ class UpdateSession:
             self._update()
             return
         if now_s >= self._started_s + max(self._timeout_s, HOLD_BACK_S):
-            self._fail(reject_reason(open_ones, self._timeout_s))
+            self.fail(reject_reason(open_ones, self._timeout_s))
             return
         if server.hold_transactions and now_s >= self._held_until_s:
             self._loop.release_held()
@@ -230,81 +176,25 @@ class UpdateSession:
             self._held_until_s = now_s + HOLD_BACK_S
         self._loop.call_at(now_s + LOOK_AGAIN_S, self._look)
 
-    def _release_held(self) -> None:
-        if self._domain.server.hold_transactions:
-            self._loop.release_held()
-
     def _update(self) -> None:
-        issuer, loaded = self._issuer, self._loaded
-        assert issuer is not None
-        assert loaded is not None
         try:
-            cmdline = self._domain.cmdline if self._cmdline is None else self._cmdline
+            if self._issuer is None or self._loaded is None:
+                raise UpdateError("session", "it was never started")
+            self.before_freeze()
+            cmdline = self._domain.cmdline if self.cmdline is None else self.cmdline
             attempt = ColdUpdate(
                 self._domain,
                 self._loop,
-                old_image=self._image,
-                loaded=loaded,
+                old_image=self._old_image,
+                loaded=self._loaded,
                 cmdline=plain_words(cmdline),
-                issuer=issuer,
+                issuer=self._issuer,
                 listen_fd=self._listen_fd,
             )
             attempt.stages.fail_at = self.fail_at
             attempt.run()
-        except XenliveError as error:
-            self._fail(str(error))
-
-    def _fail(self, why: str) -> None:
-        issuer = self._issuer
-        self._forget()
-        self._release_held()
-        self._domain.machine.milestone(f"failed {why}")
-        self._domain.machine.console(f"live update failed, serving on: {why}")
-        if issuer is not None and issuer.connection in self._domain.server.connections:
-            issuer.reply(_text(why))
-            self._loop.flush(issuer.connection)
-
-    def _end_if_owner_gone(self) -> None:
-        if self._owner is not None and self._owner not in self._domain.server.connections:
-            self._forget()
-
-    # -- coming back -----------------------------------------------------------------------------
-
-    def undo_after_fallback(self, why: str) -> None:
-        """The next kernel did not take over and this one was entered again: tells the issuer.
-
-        The state that was read holds the OK which the next kernel was to send; it is replaced.
-        """
-        machine = self._domain.machine
-        machine.milestone(f"failed {why}")
-        machine.console(f"live update failed, the old kernel came back: {why}")
-        for word in self._domain.cmdline.split():
-            if word.startswith(ISSUER_WORD):
-                for connection, fd in self._loop.connections():
-                    if str(fd) == word[len(ISSUER_WORD) :]:
-                        self._replace_ok(connection, _text(why))
-
-    def _replace_ok(self, connection: Connection, payload: bytes) -> None:
-        unsent, partial = connection.unsent()
-        cut = len(unsent) - len(_OK) - XSD_SOCKMSG.size
-        if cut < partial or not unsent.endswith(_OK):
-            return
-        kind, _, tx_id, _ = XSD_SOCKMSG.unpack(unsent, cut)
-        connection.restore_unsent(unsent[:cut], partial)
-        request = Request(unsent[cut : cut + 12], kind, tx_id, b"")
-        self._domain.server.reply(connection, request, payload)
-
-    # -- looking ahead ---------------------------------------------------------------------------
-
-    def _preflight(self, connection: Connection, request: Request, image: str) -> bytes | None:
-        issuer = Issuer(self._domain, connection, self._loop.fd_of(connection), request)
-        Preflight(self._domain, self._loop, image).start(lambda text: self._report(issuer, text))
-        return None
-
-    def _report(self, issuer: Issuer, text: str) -> None:
-        if issuer.connection in self._domain.server.connections:
-            issuer.reply(_text(text))
-            self._loop.flush(issuer.connection)
+        except Exception as error:
+            self.fail(_why(error))
 
 
 def reject_reason(open_ones: list[tuple[int, float]], timeout_s: float) -> str:
@@ -313,9 +203,13 @@ def reject_reason(open_ones: list[tuple[int, float]], timeout_s: float) -> str:
     if not late:
         return "Overlapping transactions"
     return "Domains with long running transactions:" + "".join(
-        f"\nDomain {domid}: {int(age_s)} s" for domid, age_s in late
+        [f"\nDomain {domid}: {int(age_s)} s" for domid, age_s in late]
     )
 
 
-def _text(words: str) -> bytes:
-    return words.encode("utf-8", "surrogateescape")[:4000] + b"\0"
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _nothing() -> None:
+    pass

@@ -24,7 +24,7 @@ import struct
 import sys
 import time
 
-from xenlive.errors import BootError, HypercallError
+from xenlive.errors import BootError, HypercallError, UpdateError
 from xenlive.machine.guest import GuestMachine
 from xenlive.machine.hosted import hypercall as hc
 from xenlive.machine.hosted.image import LOAD_END, entry_command, validate_image
@@ -35,8 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from xenlive.errors import UpdateError
-    from xenlive.machine.guest import EventLoop, LoadedImage
+    from xenlive.machine.guest import EventLoop, LoadedImage, Loading
     from xenlive.memory.address import PhysAddr
 
 _FDS_MAX = 4
@@ -109,11 +108,12 @@ class HostedGuest(GuestMachine):
 
     def console(self, text: str) -> None:
         """Writes a line to the domain's console."""
-        self._tell(hc.CONSOLE_WRITE, text.encode("utf-8", "replace"))
+        self._tell(hc.CONSOLE_WRITE, text.encode("utf-8", "backslashreplace"))
 
     def milestone(self, name: str, when_ns: int = 0) -> None:
         """Tells the host that a step of boot or update was reached, now or at `when_ns`."""
-        self._tell(hc.MILESTONE, name.encode(), when_ns or time.monotonic_ns())
+        payload = name.encode("utf-8", "backslashreplace")
+        self._tell(hc.MILESTONE, payload, when_ns or time.monotonic_ns())
 
     def listener(self) -> int:
         """A descriptor of the listening socket of this domain's service."""
@@ -187,15 +187,35 @@ class HostedGuest(GuestMachine):
 
     def load_image(
         self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
-    ) -> None:
+    ) -> Loading:
         """Runs the image with `--preflight` in a process of its own (`trial.py`)."""
-        Trial(loop, image, on_done).start()
+        return Trial(loop, image, on_done)
 
     def unload(self, loaded: LoadedImage) -> None:
         """Closes the memfd that the image's code is in."""
         if loaded.handle >= 0:
             os.close(loaded.handle)
             loaded.handle = -1
+
+    def new_copy(self) -> int:
+        """A memfd; its descriptor is handed over like a client's."""
+        try:
+            return os.memfd_create("xenlive-state", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise UpdateError("copy", f"no memory for a copy of the state: {error}") from None
+
+    def write_copy(self, copy: int, data: bytes) -> None:
+        """Appends to the memfd."""
+        while data:
+            data = data[os.write(copy, data) :]
+
+    def read_copy(self, copy: int) -> bytes:
+        """All of the memfd."""
+        return os.pread(copy, os.fstat(copy).st_size, 0)
+
+    def drop_copy(self, copy: int) -> None:
+        """Closes the memfd."""
+        os.close(copy)
 
     def kexec(
         self,

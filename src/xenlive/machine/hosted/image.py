@@ -12,7 +12,8 @@ keeps the environment and site-packages out: they cost more time than all of the
 `ENTRY` is the processor's part of kexec. It runs the image, and as long as the new kernel has not
 said that it took over (`commit_entry`), whatever ends it (an exception, an exit, a hang) enters
 the fallback image on the same descriptors instead: the old kernel comes back and `REASON` says
-why. Only the death of the process itself is beyond it.
+why. Beyond it are only the death of the process itself, and a kernel that sets out to prevent it:
+by closing descriptors it was handed, or by overwriting the start info of its fallback.
 
 Like any kexec, this one loads the next kernel before it stops the running one: the image is first
 run with `--preflight` in place of the channel, says what it is in one line, and `ENTRY` writes the
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 #: Seconds a new kernel has to take over before the old one is entered again.
 ENTRY_TIMEOUT_S = 30
 
+#: Seconds an image has to say what it is and to be loaded.
+TRIAL_TIMEOUT_S = 10
+
 PREFLIGHT = "--preflight"
 
 #: Where the block for a kernel goes: a hosted kernel occupies no guest memory, so this is right
@@ -47,6 +51,8 @@ import marshal, posix, sys
 image, channel, start_info, fallback, fallback_start_info, reason, loaded = sys.argv[1:8]
 committed = False
 main, code, modules = image, None, {{}}
+execv, path = posix.execv, sys.executable
+come_back = [path, "-I", "-S", "-c", sys.orig_argv[4], fallback, channel, fallback_start_info]
 
 class Loaded:
     @staticmethod
@@ -66,8 +72,19 @@ class Loaded:
     def exec_module(module):
         exec(modules[module.__name__][2], module.__dict__)
 
+class NoSignOfLife(BaseException):
+    "Not an Exception: a kernel that hangs must not be able to go on by habit."
+
 def late(*_):
-    raise TimeoutError("no sign of life for {ENTRY_TIMEOUT_S} s")
+    raise NoSignOfLife("for {ENTRY_TIMEOUT_S} s")
+
+def tell(error):
+    try:
+        why = f"{{type(error).__name__}}: {{error}}"
+    except BaseException:
+        why = "an error that can't be told"
+    words = why.encode("ascii", "backslashreplace").decode()
+    return "".join([c if c.isprintable() else " " for c in words])[:500]
 
 def find_main():
     if posix.stat(image).st_mode & 0o170000 == 0o040000:
@@ -92,10 +109,13 @@ def save_modules():
     with open(int(loaded), "wb") as file:
         file.write(marshal.dumps((main, code, modules)))
 
+import _signal
 if fallback:
-    import _signal
+    # Again and again: one that was swallowed is followed by the next.
     _signal.signal(_signal.SIGALRM, late)
-    _signal.alarm({ENTRY_TIMEOUT_S})
+    _signal.setitimer(_signal.ITIMER_REAL, {ENTRY_TIMEOUT_S}, 1)
+elif channel == "{PREFLIGHT}":
+    _signal.alarm({TRIAL_TIMEOUT_S} + 1)
 try:
     sys.argv = [image, channel, start_info, reason]
     sys.path.insert(0, image)
@@ -114,10 +134,8 @@ try:
 except BaseException as error:
     if committed or not fallback:
         raise
-    _signal.alarm(0)
-    why = f"{{type(error).__name__}}: {{error}}".replace("\\n", " ").replace("\\0", " ")[:500]
-    posix.execv(sys.executable, [sys.executable, "-I", "-S", "-c", sys.orig_argv[4],
-        fallback, channel, fallback_start_info, "", "", why, ""])
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+    execv(path, [*come_back, "", "", tell(error), ""])
 """
 
 
@@ -178,5 +196,5 @@ def commit_entry() -> None:
     """Says that this kernel took over: from now on its end is the domain's end, no fallback."""
     main: Any = sys.modules["__main__"]
     if getattr(main, "fallback", ""):
-        main._signal.alarm(0)
+        main._signal.setitimer(main._signal.ITIMER_REAL, 0)
     main.committed = True

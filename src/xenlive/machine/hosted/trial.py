@@ -8,8 +8,9 @@ the old kernel serves on, and must answer with one line:
 Running it also collects the code of its modules in a memfd, which the update enters it with: the
 same work inside of the gap would be waited for by every client.
 
-**Invariants.** The child gets none of the domain's descriptors, a time limit, and is reaped. What
-it writes is bounded by a pipe's size and is a stranger's: parsed, never trusted.
+**Invariants.** The child gets none of the domain's descriptors and a time limit, its own alarm
+ends it if everybody else is gone, and it is reaped. What it writes is a stranger's: bounded,
+parsed, never trusted; whatever it is, the answer is a `LoadedImage` or one `UpdateError`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import select
 import time
 
 from xenlive.errors import UpdateError
-from xenlive.machine.guest import LoadedImage
-from xenlive.machine.hosted.image import preflight_command
+from xenlive.machine.guest import LoadedImage, Loading
+from xenlive.machine.hosted.image import TRIAL_TIMEOUT_S, preflight_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
 
     from xenlive.machine.guest import EventLoop
 
-TIMEOUT_S = 10.0
 _OUTPUT_MAX = 65536
 _CHILDS_MODULES = 3
+_VERSION_MAX = 64
+_STREAMS_MAX = 16
 
 
-class Trial:
-    """One try of one image; `on_done` gets an `LoadedImage` or the UpdateError that says why."""
+class Trial(Loading):
+    """One try of one image; `on_done` gets a `LoadedImage` or the UpdateError that says why.
 
-    __slots__ = ("_image", "_loop", "_modules", "_on_done", "_output", "_pid", "_pidfd")
+    UpdateError at once if no process can be made for it.
+    """
+
+    __slots__ = ("_image", "_loop", "_modules", "_on_done", "_output", "_pid", "_pidfd", "_text")
 
     def __init__(
         self, loop: EventLoop, image: str, on_done: Callable[[LoadedImage | UpdateError], None]
@@ -44,15 +49,23 @@ class Trial:
         self._loop = loop
         self._image = image
         self._on_done = on_done
-        self._pid = -1
+        self._text = b""
+        self._modules = self._output = self._pidfd = self._pid = -1
+        try:
+            self._start()
+        except OSError as error:
+            self._clean_up(keep_modules=False)
+            raise UpdateError("preflight", f"no process for the image: {error}") from None
+        loop.watch_fd(self._pidfd, self._ended)
+        loop.watch_fd(self._output, self._read)
+        loop.call_at(time.monotonic() + TRIAL_TIMEOUT_S, self._late)
 
-    def start(self) -> None:
-        """Starts the image; the answer comes later. UpdateError if no process can be made."""
+    def _start(self) -> None:
         command = preflight_command(self._image, _CHILDS_MODULES)
         self._modules = os.memfd_create("xenlive-image", os.MFD_CLOEXEC)
-        output, theirs = os.pipe()
-        os.set_blocking(output, False)
+        self._output, theirs = os.pipe()
         try:
+            os.set_blocking(self._output, False)
             self._pid = os.posix_spawn(
                 command[0],
                 command,
@@ -65,31 +78,36 @@ class Trial:
                 ],
             )
             self._pidfd = os.pidfd_open(self._pid)
-        except OSError as error:
-            os.close(output)
-            os.close(self._modules)
-            raise UpdateError("preflight", f"no process for the image: {error}") from None
         finally:
             os.close(theirs)
-        self._output = output
-        self._loop.watch_fd(self._pidfd, self._ended)
-        self._loop.call_at(time.monotonic() + TIMEOUT_S, self._late)
+
+    def cancel(self) -> None:
+        """Kills the child and forgets it."""
+        if self._pid >= 0:
+            self._unwatch()
+            self._clean_up(keep_modules=False)
 
     def _late(self) -> None:
-        if self._pid < 0:
+        if self._pid >= 0:
+            why = f"the image did not answer within {TRIAL_TIMEOUT_S} s"
+            self._finish(UpdateError("preflight", why))
+
+    def _read(self) -> None:
+        """Takes what the child wrote; what is too much is read all the same, so it can end."""
+        try:
+            data = os.read(self._output, _OUTPUT_MAX)
+        except BlockingIOError:
             return
-        os.kill(self._pid, 9)
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        poll.poll(1000)
-        self._finish(UpdateError("preflight", f"the image did not answer within {TIMEOUT_S:.0f} s"))
+        if not data:
+            self._loop.unwatch_fd(self._output)
+            os.close(self._output)
+            self._output = -1
+        self._text = (self._text + data)[-_OUTPUT_MAX:]
 
     def _ended(self) -> None:
-        try:
-            text = os.read(self._output, _OUTPUT_MAX).decode("utf-8", "replace")
-        except BlockingIOError:
-            text = ""
-        answer = parse_answer(self._image, text)
+        if self._output >= 0:
+            self._read()
+        answer = parse_answer(self._image, self._text.decode("utf-8", "replace"))
         if isinstance(answer, LoadedImage):
             if os.fstat(self._modules).st_size == 0:
                 answer = UpdateError("preflight", "the image ended before it was loaded")
@@ -98,14 +116,28 @@ class Trial:
         self._finish(answer)
 
     def _finish(self, result: LoadedImage | UpdateError) -> None:
-        self._loop.unwatch_fd(self._pidfd)
-        os.close(self._pidfd)
-        os.close(self._output)
-        os.waitpid(self._pid, os.WNOHANG)
-        self._pid = -1
-        if isinstance(result, UpdateError):
-            os.close(self._modules)
+        self._unwatch()
+        self._clean_up(keep_modules=isinstance(result, LoadedImage))
         self._on_done(result)
+
+    def _unwatch(self) -> None:
+        self._loop.unwatch_fd(self._pidfd)
+        if self._output >= 0:
+            self._loop.unwatch_fd(self._output)
+
+    def _clean_up(self, keep_modules: bool) -> None:
+        """Ends the child if it has not ended, reaps it, and closes what is open."""
+        if self._pid >= 0:
+            os.kill(self._pid, 9)
+            if self._pidfd >= 0:
+                poll = select.poll()
+                poll.register(self._pidfd, select.POLLIN)
+                poll.poll(1000)
+            os.waitpid(self._pid, os.WNOHANG)
+        for fd in (self._pidfd, self._output, -1 if keep_modules else self._modules):
+            if fd >= 0:
+                os.close(fd)
+        self._modules = self._output = self._pidfd = self._pid = -1
 
 
 def parse_answer(image: str, text: str) -> LoadedImage | UpdateError:
@@ -115,10 +147,15 @@ def parse_answer(image: str, text: str) -> LoadedImage | UpdateError:
         words = line.split()
         if words[0] != "xenlive-kernel":
             continue
-        values = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        values = dict([word.split("=", 1) for word in words[1:] if "=" in word])
         numbers = values.get("streams", "").split(",")
         version = values.get("version", "")
-        if version and all(n.isascii() and n.isdigit() for n in numbers):
-            return LoadedImage(image, version, tuple(int(n) for n in numbers))
+        if (
+            0 < len(version) <= _VERSION_MAX
+            and version.isprintable()
+            and len(numbers) <= _STREAMS_MAX
+            and all(n.isascii() and n.isdigit() and len(n) <= 4 for n in numbers)
+        ):
+            return LoadedImage(image, version, tuple([int(n) for n in numbers]))
     last = lines[-1][:200] if lines else "it said nothing"
     return UpdateError("preflight", f"the image does not answer as a kernel: {last}")
