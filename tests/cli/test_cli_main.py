@@ -11,7 +11,7 @@ import click
 import pytest
 
 from xenlive import __version__
-from xenlive.cli import main as cli
+from xenlive.cli import root as cli
 from xenlive.errors import ImageError, XenstoreError
 
 
@@ -44,13 +44,13 @@ def test_the_version() -> None:
 
 def test_help_imports_no_command() -> None:
     code = (
-        "import sys; from xenlive.cli.main import run; code = run(['--help']);"
+        "import sys; from xenlive.cli.root import run; code = run(['--help']);"
         "print(code, *(m for m in sys.modules if m.startswith('xenlive.cli.')))"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert answer.stdout.splitlines()[-1] == "0 xenlive.cli.main"
+    assert answer.stdout.splitlines()[-1] == "0 xenlive.cli.failure xenlive.cli.root"
     for name, (_, line) in cli.COMMANDS.items():
         assert name in answer.stdout
         assert line in answer.stdout
@@ -103,6 +103,65 @@ def test_other_ends_are_quiet(
     assert capsys.readouterr().err.strip() == ""
 
 
+#: Has this process interrupted while it imports `module`, as Ctrl-C would, then runs the command.
+INTERRUPTED_WHILE_IMPORTING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, {sigint})
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["xenlive", {command!r}, "--help"]
+from xenlive.cli.main import main
+main()
+"""
+
+
+def interrupted(command: str, module: str, sigint: str) -> subprocess.CompletedProcess[str]:
+    code = INTERRUPTED_WHILE_IMPORTING.format(command=command, module=module, sigint=sigint)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("module", ["click", "xenlive.cli.root", "{command}"])
+def test_an_interrupt_during_the_imports_is_quiet(name: str, module: str) -> None:
+    module = module.format(command=cli.COMMANDS[name][0].partition(":")[0])
+    answer = interrupted(name, module, "signal.default_int_handler")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    answer = interrupted("status", "click", "signal.SIG_IGN")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "--rundir" in answer.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_output_cannot_show_is_escaped(encoding: str) -> None:
+    code = (
+        "import click\n"
+        "from xenlive.cli import root\n"
+        "said = click.Command('x', callback=lambda: print('\\u2192\\xe9'))\n"
+        "root.LazyGroup.get_command = lambda *_: said\n"
+        "raise SystemExit(root.run(['x']))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (answer.returncode, answer.stderr) == (0, b"")
+    shown = "\u2192\xe9\n".encode(encoding, "backslashreplace")
+    assert answer.stdout == shown
+
+
 def test_a_commands_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def odd() -> int:
@@ -120,6 +179,9 @@ def test_a_reader_that_went_away_is_quiet(tmp_path: Path) -> None:
             [sys.executable, "-m", "xenlive", "--help"], stdout=writing, stderr=errors
         )
         os.close(writing)
-        assert process.wait(60) == 1
+        try:
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
         errors.seek(0)
         assert errors.read() == ""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from peer.c_daemon import CDaemon
 
-from xenlive.cli.main import run
+from xenlive.cli.root import run
 from xenlive.cli.xs_tree import ASCII_GUIDES, UNICODE_GUIDES, Node, draw, guides_for, printable
 from xenlive.client import Xenstore
 
@@ -132,34 +133,58 @@ def test_raw_bytes_come_unchanged(daemon: CDaemon, store: Xenstore) -> None:
     value = bytes(range(256))
     store.write("/a", value)
     command = [sys.executable, "-m", "xenlive", "xs", "read", "--raw", "/a"]
-    answer = subprocess.run(command, env=daemon.environment, capture_output=True, check=True)
+    answer = subprocess.run(
+        command, env=daemon.environment, capture_output=True, check=True, timeout=60
+    )
     assert answer.stdout == value
+
+
+def listen_to_sigint() -> None:
+    """In a new process: background jobs, and all they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def xs_process(daemon: CDaemon, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`xenlive xs ...` in a process of its own, gone at the end whatever happens."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "xenlive", "xs", *arguments],
+        env=daemon.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_sigint,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_line(process: subprocess.Popen[str], limit_s: float = 30.0) -> str:
+    """What it says first, waited for no longer than `limit_s`."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], limit_s)
+    assert ready, "not a word"
+    return process.stdout.readline()
 
 
 @pytest.mark.peer
 def test_watch_is_live_and_counts(daemon: CDaemon, store: Xenstore) -> None:
-    command = [sys.executable, "-m", "xenlive", "xs", "watch", "-n", "2", "/a"]
-    with subprocess.Popen(
-        command, env=daemon.environment, stdout=subprocess.PIPE, text=True
-    ) as watching:
-        assert watching.stdout is not None
-        assert watching.stdout.readline() == "/a\n"  # set
+    with xs_process(daemon, "watch", "-n", "2", "/a") as watching:
+        assert first_line(watching) == "/a\n"  # set
         store.write("/a/b", "")
-        assert watching.communicate(timeout=30)[0] == "/a/b\n"
-    assert watching.returncode == 0
+        assert watching.communicate(timeout=30) == ("/a/b\n", "")
+        assert watching.returncode == 0
 
 
 @pytest.mark.peer
 def test_an_interrupted_watch_is_quiet(daemon: CDaemon) -> None:
-    command = [sys.executable, "-m", "xenlive", "xs", "watch", "/a"]
-    with subprocess.Popen(
-        command, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as watching:
-        assert watching.stdout is not None
-        watching.stdout.readline()
-        os.kill(watching.pid, signal.SIGINT)
+    with xs_process(daemon, "watch", "/a") as watching:
+        first_line(watching)
+        watching.send_signal(signal.SIGINT)
         assert watching.communicate(timeout=30) == ("", "\n")
-    assert watching.returncode == 130
+        assert watching.returncode == 130
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vectors import minios
 
-from xenlive.cli.main import run
+from xenlive.cli.root import run
 from xenlive.dump import describe_image
 from xenlive.memory.address import PAGE_SIZE
 

@@ -10,7 +10,7 @@ import pytest
 from tidy.sources import ROOT, files, refuse
 
 from xenlive import __version__
-from xenlive.cli.main import COMMANDS, root
+from xenlive.cli.root import COMMANDS, root
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 

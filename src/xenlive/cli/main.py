@@ -1,131 +1,46 @@
-"""The `xenlive` command: a table of commands, each imported when it is used.
+"""The entry point of the `xenlive` command, light: what it does first is to listen to Ctrl-C.
 
-| ends | exit |
-|---|---|
-| done | 0 |
-| an error of the `XenliveError` tree, or of the system (a file, a socket): one line on stderr | 1 |
-| nobody reads the output any more: quietly | 1 |
-| wrong usage: one line too, behind the command it is about | 2 |
-| interrupted | 130 |
+    main ─▶ SIGINT leaves at once ─▶ import click and the command ─▶ SIGINT as always ─▶ run
 
-**Invariants.** No error that someone else can cause ends in a traceback. `xenlive --help` and
-shell completion import no command. What a command wrote before an error stays written.
+Until the imports are done there is nothing to clean up, and Python would answer Ctrl-C with a
+traceback of whatever was being imported.
 
-Why not plain `add_command`: importing all commands takes longer than most of them run.
+**Invariants.** Importing this module imports nothing else of ours and changes nothing. A SIGINT
+that whoever started us has set to be ignored stays ignored.
 """
 
 from __future__ import annotations
 
-import errno
-import importlib
 import os
+import signal
 import sys
-from typing import NoReturn
 
-import click
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
-from xenlive import __version__
-from xenlive.errors import XenliveError, XenstoreError
-
-# Name: where its command object is, and its line in `xenlive --help`.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("xenlive.cli.demo:demo_command", "Update a loaded Xenstore twice, and measure."),
-    "up": ("xenlive.cli.up:up_command", "Run a Xenstore stub domain in the foreground."),
-    "update": ("xenlive.cli.update:update_command", "Replace a running domain's code."),
-    "status": ("xenlive.cli.status:status_command", "Say what runs, and since when."),
-    "inspect": ("xenlive.cli.inspect:inspect_command", "Describe handed-over memory."),
-    "verify": ("xenlive.cli.inspect:verify_command", "Check handed-over memory."),
-    "xs": ("xenlive.cli.xs:xs_group", "Read and change a Xenstore."),
-}
-
-
-class LazyGroup(click.Group):
-    """A group whose commands come from `COMMANDS`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The table's names, in its order: the most useful first."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the module of a command and gives the command; None if there is none."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        module_name, _, attribute = entry[0].partition(":")
-        command = getattr(importlib.import_module(module_name), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{entry[0]} is no command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of commands from the table, so that none is imported."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="xenlive", message="%(prog)s %(version)s")
-def root() -> None:
-    """Live update for Xen stub domains: the code is replaced, the memory stays."""
-
-
-def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line (`sys.argv` if None) and gives the exit code."""
-    try:
-        code = root.main(arguments, prog_name="xenlive", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Abort:
-        return 130
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        return _fail(error.format_message(), where or "xenlive", error.exit_code)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        _drop_stdout()
-        return 1
-    except XenstoreError as error:
-        return _fail(_in_words(error))
-    except XenliveError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(_one_line(error))
-    return code if isinstance(code, int) else 0
+EXIT_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Entry point of the installed command."""
-    sys.exit(run())
+    """Runs the command line in `sys.argv`; the process ends with its exit code."""
+    listened_to = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if listened_to:
+        signal.signal(signal.SIGINT, _leave)
+    from xenlive.cli import root
 
-
-def _fail(message: str, who: str = "xenlive", code: int = 1) -> int:
-    """Says what went wrong in one line, after what the command has written so far."""
+    root.import_command(sys.argv[1:])
     try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_stdout()
-    line = " ".join(message.split())
-    click.echo(f"{who}: {line}", err=True)
-    return code
+        if listened_to:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = root.run()
+        if listened_to:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
 
 
-def _in_words(error: XenstoreError) -> str:
-    """The error with what its name means: `read /a: No such file or directory (ENOENT)`."""
-    number = getattr(errno, error.name, None)
-    meaning = f"{os.strerror(number)} ({error.name})" if number is not None else error.name
-    return f"{error.request}: {meaning}" if error.request else meaning
-
-
-def _one_line(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename is not None else reason
-
-
-def _drop_stdout() -> None:
-    """Points stdout away from a closed pipe, or the interpreter complains of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(EXIT_INTERRUPTED)
