@@ -1,6 +1,7 @@
 """Where a running domain keeps its sockets, and where clients look for a Xenstore.
 
-    RUNDIR/socket     Xenstore's socket, for clients
+    RUNDIR/socket     Xenstore's socket, for clients, if `up` was not told another place
+    RUNDIR/control    the host process's own, which says where
 
 A run directory of ours is `--rundir`, else `$XENLIVE_RUNDIR`, else `xenlive` below the user's own
 runtime directory, else a directory of the user's in /tmp. Any other Xenstore is found the way
@@ -15,6 +16,7 @@ import os
 from pathlib import Path
 
 SOCKET_NAME = "socket"
+CONTROL_NAME = "control"
 
 
 def default_rundir() -> Path:
@@ -33,12 +35,20 @@ def socket_in(rundir: Path) -> Path:
     return rundir / SOCKET_NAME
 
 
-def default_socket() -> Path:
-    """The Xenstore socket when neither a path nor a run directory is named."""
+def control_in(rundir: Path) -> Path:
+    """The host process's socket in a run directory of ours."""
+    return rundir / CONTROL_NAME
+
+
+def named_socket() -> Path | None:
+    """The Xenstore socket that the environment names, None if it names none."""
     path = os.environ.get("XENSTORED_PATH")
     if path:
         return Path(path)
     rundir = os.environ.get("XENSTORED_RUNDIR")
-    if rundir:
-        return socket_in(Path(rundir))
-    return socket_in(default_rundir())
+    return socket_in(Path(rundir)) if rundir else None
+
+
+def default_socket() -> Path:
+    """The Xenstore socket when neither a path nor a run directory is named."""
+    return named_socket() or socket_in(default_rundir())

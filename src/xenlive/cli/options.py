@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from xenlive.rundir import default_rundir, default_socket, socket_in
+from xenlive.rundir import control_in, default_rundir, named_socket, socket_in
+
+#: Seconds that a host process may take to say where the socket is.
+HOST_LIMIT_S = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,4 +38,24 @@ def choose_socket(path: Path | None, rundir: Path | None) -> Path:
         raise click.UsageError("--socket and --rundir exclude each other")
     if path is not None:
         return path
-    return socket_in(rundir) if rundir is not None else default_socket()
+    if rundir is not None:
+        return find_socket(rundir)
+    return named_socket() or find_socket(default_rundir())
+
+
+def find_socket(rundir: Path) -> Path:
+    """The Xenstore socket of whoever runs in `rundir`: what its host says, else where it should be.
+
+    Other servers' run directories have no host to ask.
+    """
+    door = control_in(rundir)
+    if door.exists():
+        from xenlive.machine.hosted.control import ask
+
+        try:
+            told = ask(str(door), {"verb": "status"}, HOST_LIMIT_S).get("socket")
+        except (OSError, ValueError):
+            told = None  # it was left behind
+        if isinstance(told, str):
+            return Path(told)
+    return socket_in(rundir)

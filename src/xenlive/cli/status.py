@@ -92,7 +92,18 @@ def describe(status: dict[str, Any]) -> list[str]:
     else:
         lines.append("store       " + ", ".join(f"{n} {name}" for name, n in store.items()))
     lines.append(f"updates     {status['updates_done']} done, {status['updates_failed']} failed")
-    for update in status["updates"][-5:]:
-        result = f"{update['gap_ms']:.1f} ms" if update["ok"] else f"failed: {update['reason']}"
-        lines.append(f"            {update['from']} -> {update['to']}: {result}")
-    return lines
+    return lines + [f"            {describe_update(update)}" for update in status["updates"][-5:]]
+
+
+def describe_update(update: dict[str, Any]) -> str:
+    """One update in one line: between which kernels and how long, or to which image and why not."""
+    if update["ok"]:
+        return f"{update['from']} -> {update['to']}: {update['gap_ms']:.1f} ms"
+    meant = update.get("image") or (update["to"] if update["to"] != update["from"] else "")
+    where = f"{update['from']} -> {meant}" if meant else f"{update['from']} stayed"
+    return printable_line(f"{where}: failed: {update['reason']}")
+
+
+def printable_line(text: str) -> str:
+    """Any text in one line; what a terminal would act on is a question mark."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from xenlive.cli.failure import EXPECTED, in_one_line
 from xenlive.cli.options import json_option, rundir_option
 from xenlive.cli.up import image_path, read_config
 from xenlive.client.blocking import Xenstore
@@ -59,19 +60,35 @@ def update_command(
     """Replace the code of a running stub domain; its memory and its clients stay.
 
     IMAGE is the next kernel: a folder with __main__.py or a zipapp; without one, the installed
-    xenlive.
+    xenlive. With --json a failure is an object too, with ok false and the reason.
     """
-    words = read_config(config)
-    before = host_status(str(rundir))
-    with Xenstore.connect(before["socket"], timeout_s=timeout_s + GRACE_S) as store:
-        if preflight:
-            return _print_preflight(_ask(store, "--preflight", image_path(image)), as_json)
-        _choose(store, image_path(image), words if config is not None else None)
-        start = ["-s", "-t", str(timeout_s), *(["-F"] if force else [])]
-        answer = _ask(store, *start)
-    if answer != "OK":
-        return _print_failure(before["domain"]["version"], answer, as_json)
-    return _print_update(str(rundir), before["updates_done"], as_json)
+    version = None
+    try:
+        words = read_config(config)
+        before = host_status(str(rundir))
+        version = before["domain"]["version"]
+        with Xenstore.connect(before["socket"], timeout_s=timeout_s + GRACE_S) as store:
+            if preflight:
+                return _print_preflight(_ask(store, "--preflight", image_path(image)), as_json)
+            _choose(store, image_path(image), words if config is not None else None)
+            start = ["-s", "-t", str(timeout_s), *(["-F"] if force else [])]
+            answer = _ask(store, *start)
+        if answer == "OK":
+            return _print_update(str(rundir), before["updates_done"], as_json)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
+    except EXPECTED as error:
+        if as_json:
+            _print_failure_object(version, in_one_line(error))
+        raise
+    if as_json:
+        _print_failure_object(version, answer)
+    print(f"xenlive update: {version} serves on: {' '.join(answer.split())}", file=sys.stderr)
+    return 1
+
+
+def _print_failure_object(version: str | None, reason: str) -> None:
+    print(json.dumps({"ok": False, "from": version, "reason": reason}))
 
 
 def _ask(store: Xenstore, *words: str) -> str:
@@ -99,13 +116,6 @@ def _print_preflight(report: str, as_json: bool) -> int:
         for check in checks:
             print(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']:<12} {check['detail']}")
     return 0 if good else 1
-
-
-def _print_failure(version: str, reason: str, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"ok": False, "from": version, "reason": reason}))
-    print(f"xenlive update: {version} serves on: {' '.join(reason.split())}", file=sys.stderr)
-    return 1
 
 
 def _print_update(rundir: str, done_before: int, as_json: bool) -> int:
