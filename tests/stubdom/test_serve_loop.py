@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -235,7 +237,7 @@ def test_who_does_not_read_is_not_read_either(world: World) -> None:
 def test_who_never_reads_its_events_is_closed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "MAX_EVENT_BYTES", 64 * 1024)
+    monkeypatch.setattr(serve, "MAX_WAITING", 64 * 1024)
     sleeper, writer = world.client(), world.client()
     token = b"t" * 2000
     sleeper.ask(XS_WATCH, b"/\0" + token + b"\0")
@@ -252,6 +254,32 @@ def test_who_never_reads_its_events_is_closed(
     assert 0 < heard < 3000
 
 
+def test_what_an_earlier_kernel_left_counts_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher that had not read before an update has no new allowance after it."""
+    monkeypatch.setattr(serve, "MAX_WAITING", 1024 * 1024)
+    writer = world.client()
+    sleeper = world.client()
+    assert sleeper.ask(XS_WATCH, b"/a\0t\0") == b"OK\0"
+    left = encode(XS_WATCH_EVENT, b"/a\0" + bytes(4000)) * 300
+    assert len(left) > serve.MAX_WAITING
+
+    def put_back() -> None:
+        (conn,) = (conn for conn, _ in world.loop.connections() if conn.watches)
+        conn.restore_unsent(left, 0)
+        world.loop.flush(conn)
+
+    world.inside(put_back)
+    world.inside(lambda: None)
+    (stuck,) = (conn for conn, _ in world.loop.connections() if conn.watches)
+    assert stuck.head == left
+    monkeypatch.setattr(serve, "MAX_WAITING", stuck.unsent_bytes())
+    assert writer.ask(XS_WRITE, b"/a\0v") == b"OK\0"
+    world.inside(lambda: None)
+    assert len(world.loop.connections()) == 1
+
+
 def test_the_same_event_waiting_costs_nothing(world: World) -> None:
     sleeper, writer = world.client(), world.client()
     sleeper.ask(XS_WATCH, b"/\0" + b"t" * 4000 + b"\0")
@@ -260,7 +288,8 @@ def test_the_same_event_waiting_costs_nothing(world: World) -> None:
     world.inside(lambda: None)
     asleep = [conn for conn, _ in world.loop.connections() if conn.watches]
     assert len(asleep) == 1
-    assert asleep[0].waiting_bytes < 2 * 4096
+    assert len(asleep[0].events) <= 2
+    assert asleep[0].unsent_bytes() < 1024 * 1024  # what the socket did not take, and one of each
 
 
 def test_frozen_clients_wait_and_lose_nothing(world: World) -> None:
@@ -396,6 +425,81 @@ def test_held_transactions(world: World) -> None:
     assert first.ask(XS_TRANSACTION_END, b"T\0", 1) == b"OK\0"
     world.inside(world.loop.release_held)
     assert [getattr(second.message(), "req_id", None) for _ in range(3)] == [5, 6, 7]
+
+
+def hold(world: World, data: bytes) -> Client:
+    """A client whose requests `data`, a TRANSACTION_START first, have to wait."""
+
+    def hold_transactions() -> None:
+        world.server.hold_transactions = True
+
+    world.inside(hold_transactions)
+    client = world.client()
+    client.send(encode(XS_TRANSACTION_START, b"\0", 0, 5) + data)
+    while not any(conn.held for conn, _ in world.loop.connections()):
+        world.inside(lambda: None)
+    return client
+
+
+def test_a_malformed_message_of_a_held_connection(world: World) -> None:
+    client = hold(world, HEADER.pack(XS_READ, 0, 0, 4097))
+    world.inside(world.loop.release_held)
+    assert client.message() == Message(XS_TRANSACTION_START, 5, 0, b"1\0")
+    assert client.message() is None
+    world.inside(lambda: None)
+    assert world.loop.connections() == []
+    assert not world.server.connections
+
+
+class CountingEpoll:
+    """An epoll that counts how often it told of each descriptor."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        self.told: Counter[int] = Counter()
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        events = self._epoll.poll(timeout, most)
+        self.told.update([fd for fd, _ in events])
+        return events
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._epoll, name)
+
+
+def test_a_held_client_that_has_gone(world: World) -> None:
+    """It is not told of again and again; what it had sent is served once that is allowed."""
+    epoll = CountingEpoll(world.loop._world)
+
+    def install() -> None:
+        world.loop._world = epoll  # type: ignore[assignment]
+
+    world.inside(install)
+    client = hold(world, encode(XS_WRITE, b"/last\0words"))
+    (fd,) = (fd for conn, fd in world.loop.connections() if conn.held)
+    before = epoll.told[fd]
+    client.close()
+    for _ in range(30):
+        world.inside(lambda: None)
+    assert epoll.told[fd] - before <= 1
+    assert world.server.connections
+    assert b"/last" not in world.server.store.nodes
+    world.inside(world.loop.release_held)
+    world.inside(lambda: None)
+    assert world.server.store.nodes[b"/last"].value == b"words"
+    assert world.loop.connections() == []
+    assert not world.server.connections
+
+
+def test_a_held_client_that_has_gone_may_be_hung_up(world: World) -> None:
+    """Its descriptor is closed though epoll does not know it any more."""
+    hold(world, HEADER.pack(XS_READ, 0, 0, 4097)).close()
+    for _ in range(3):
+        world.inside(lambda: None)
+    world.inside(world.loop.release_held)
+    world.inside(lambda: None)
+    assert world.loop.connections() == []
+    assert world.client().ask(XS_READ, b"/tool\0") == b""
 
 
 def test_running_out_of_descriptors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

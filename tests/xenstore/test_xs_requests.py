@@ -142,6 +142,16 @@ PERMS: list[tuple[int, bytes, bytes | str]] = [
     (XS_GET_PERMS, b"/a\0", b"b0\0"),
     (XS_WRITE, b"/a/b\0", OK),
     (XS_GET_PERMS, b"/a/b\0", b"b0\0"),
+    # Every entry is parsed before one is looked at, and all of them before the path.
+    (XS_SET_PERMS, b"/a\0n55\0N0\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n65536\0r\0", "EINVAL"),
+    (XS_SET_PERMS, b"//\0n55\0", "ENOENT"),
+    (XS_SET_PERMS, b"/a\0n0\0r65536\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n0\0r-1\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n0x0x0\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n0o0\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n08\0", "EINVAL"),
+    (XS_SET_PERMS, b"/a\0n0x\0", "EINVAL"),
     (XS_SET_PERMS, b"/nope\0n0\0", "ENOENT"),
     (XS_SET_PERMS, b"//\0n0\0", "EINVAL"),
     (XS_SET_PERMS, b"/a\0n32757\0", OK),  # DOMID_ANY

@@ -11,9 +11,13 @@ live update carries.
 
 **Invariants.** `head` starts `head_partial` bytes before a message (0, except after a live update
 in the middle of one), and from there on has whole messages. `events` holds the watch events that
-are in `out`, and `waiting_bytes` says how long they are: one that already waits is not sent twice,
-so a peer that does not read costs at most one message for each different event. `unparsed` holds
-no whole message, unless the connection is held.
+are in `out`: one that already waits is not sent twice, so a peer that does not read costs at most
+one message for each different event. Once `noted`, `out` is emptied by `take` alone, and only
+appended to before: what is known of it stays true. `unparsed` holds no whole message, unless the
+connection is held.
+
+Why the bytes in `out` are not counted as they are appended: nearly all of them are gone at once,
+and who waits is counted by what came since the last time.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ class Connection:
     """One client: a socket (always domain 0) or a domain's ring."""
 
     __slots__ = (
+        "_counted",
+        "_counted_bytes",
         "closing",
         "domid",
         "events",
@@ -52,6 +58,7 @@ class Connection:
         "home",
         "mask",
         "next_transaction",
+        "noted",
         "out",
         "privileged",
         "ring",
@@ -60,7 +67,6 @@ class Connection:
         "touched",
         "transactions",
         "unparsed",
-        "waiting_bytes",
         "watches",
     )
 
@@ -80,7 +86,9 @@ class Connection:
         self.held = False  # its next request has to wait, see XenstoreServer.hold_transactions
         self.touched = False
         self.events: set[bytes] = set()
-        self.waiting_bytes = 0
+        self.noted = False
+        self._counted = 0  # how many messages of `out` are counted in
+        self._counted_bytes = 0
         self.watches: dict[tuple[bytes, bytes], Watch] = {}
         self.transactions: dict[int, Transaction] = {}
         self.next_transaction = 1
@@ -91,8 +99,9 @@ class Connection:
         out = self.out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        if self.waiting_bytes:
-            self.waiting_bytes = 0
+        if self.noted:
+            self.noted = False
+            self._counted = self._counted_bytes = 0
             self.events.clear()
         return data
 
@@ -107,8 +116,12 @@ class Connection:
             self.head_sent = count
 
     def unsent_bytes(self) -> int:
-        """How many bytes wait to be written."""
-        return len(self.head) - self.head_sent + sum([len(message) for message in self.out])
+        """How many bytes wait to be written; costs as much as came since it was last asked."""
+        if len(self.out) != self._counted:
+            self._counted_bytes += sum([len(message) for message in self.out[self._counted :]])
+            self._counted = len(self.out)
+            self.noted = True
+        return len(self.head) - self.head_sent + self._counted_bytes
 
     def unsent(self) -> tuple[bytes, int]:
         """All bytes not yet written, and how many of them are the rest of a message begun."""

@@ -32,6 +32,8 @@ ENTRY_SIZE = 4
 ACCESS = {ord("n"): 0, ord("r"): READ, ord("w"): WRITE, ord("b"): READ | WRITE}
 
 _ENTRY = struct.Struct("<BBH")
+_LETTERS = (b"n", b"r", b"w", b"b")
+_DIGITS = {8: b"01234567", 10: b"0123456789", 16: b"0123456789abcdef"}
 _MAX_KNOWN = 4096
 _known: dict[bytes, bytes] = {}
 
@@ -101,17 +103,17 @@ def from_text(texts: list[bytes], domains: dict[int, int]) -> bytes:
 
     An entry for a domain that does not exist is kept, but marked stale.
     """
-    entries: list[bytes] = []
-    for text in texts:
-        if not text or text[0] not in ACCESS:
-            raise XenstoreError("EINVAL")
-        domid = _number(text[1:])
-        exists = domid in domains or domid == DOMID_ANY
-        if not exists and not entries:
-            raise XenstoreError("ENOENT")
-        if not 0 <= domid <= 0xFFFF:
-            raise XenstoreError("EINVAL")
-        entries.append(_ENTRY.pack(text[0], 0 if exists else STALE, domid))
+    if any(text[:1] not in _LETTERS for text in texts):
+        raise XenstoreError("EINVAL")
+    domids = [_number(text[1:]) for text in texts]
+    if domids[0] not in domains and domids[0] != DOMID_ANY:
+        raise XenstoreError("ENOENT")
+    if any(not 0 <= domid <= 0xFFFF for domid in domids):
+        raise XenstoreError("EINVAL")
+    entries = [
+        _ENTRY.pack(text[0], 0 if domid in domains or domid == DOMID_ANY else STALE, domid)
+        for text, domid in zip(texts, domids, strict=True)
+    ]
     return intern(b"".join(entries))
 
 
@@ -129,16 +131,12 @@ def _number(text: bytes) -> int:
     if digits[:1] in (b"+", b"-"):
         sign = -1 if digits[:1] == b"-" else 1
         digits = digits[1:]
-    lower = digits.lower()
-    if lower.startswith(b"0x"):
+    digits = digits.lower()
+    base = 10
+    if digits.startswith(b"0x"):
         digits, base = digits[2:], 16
-    elif len(digits) > 1 and digits.startswith(b"0"):
+    elif digits.startswith(b"0"):
         base = 8
-    else:
-        base = 10
-    if not digits or not digits.isalnum():
+    if not digits or digits.translate(None, _DIGITS[base]):
         raise XenstoreError("EINVAL")
-    try:
-        return sign * int(digits, base)
-    except ValueError:
-        raise XenstoreError("EINVAL") from None
+    return sign * int(digits, base)

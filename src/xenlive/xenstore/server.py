@@ -24,6 +24,7 @@ import time
 
 from xenlive.abi.xs_wire import (
     XENSTORE_PAYLOAD_MAX,
+    XENSTORE_REL_PATH_MAX,
     XS_DIRECTORY,
     XS_ERROR,
     XS_READ,
@@ -58,7 +59,12 @@ _OK_TAIL = _U32(3) + b"OK\0"
 
 
 class XenstoreServer:
-    """One store and its clients. `now` gives seconds, for the age of transactions only."""
+    """One store and its clients.
+
+    `now` gives seconds, for the age of transactions and as a number that each kernel has larger
+    than all before it (`fresh_generation`): it must not go back from one kernel to the next, and
+    must go forward by a nanosecond for each change, which no processor can undercut.
+    """
 
     __slots__ = (
         "_now",
@@ -111,6 +117,15 @@ class XenstoreServer:
         for conn in touched:
             conn.touched = False
         return touched
+
+    def fresh_generation(self) -> int:
+        """A generation larger than any that an earlier kernel gave to a node.
+
+        The state stream has no place for generations. If a loaded store began at 1 again, a client
+        that lists a directory in parts would see the same number before and after two updates,
+        whatever happened between them.
+        """
+        return max(1, int(self._now() * 1e9))
 
     def connect(self, domid: int = 0) -> Connection:
         """A new connection; domain 0, that is every socket, is privileged."""
@@ -248,7 +263,10 @@ class XenstoreServer:
             self.end_transactions(conn)
 
     def start_transaction(self, conn: Connection) -> int:
-        """Opens a transaction and returns its id, which counts from 1 on each connection."""
+        """Opens a transaction and returns its id, which counts up on each connection.
+
+        It counts from 1 on a new one; `load_state` has where one from an earlier kernel starts.
+        """
         if not conn.transactions:
             conn.started_s = self._now()
         number = conn.next_transaction
@@ -268,7 +286,11 @@ class XenstoreServer:
         """The absolute path a connection means by `raw`; XenstoreError EINVAL if there is none."""
         if raw in self.store.nodes:
             return raw
-        return canonical(conn.home, raw, special, self.quotas.values["path-max"] or 1 << 16)
+        # Never more than the protocol's own limit: another daemon's stream may say 0 for none.
+        longest = min(
+            self.quotas.values["path-max"] or XENSTORE_REL_PATH_MAX, XENSTORE_REL_PATH_MAX
+        )
+        return canonical(conn.home, raw, special, longest)
 
     def changed(
         self, conn: Connection, view: View, path: bytes, old_perms: bytes | None = None

@@ -13,7 +13,9 @@ transaction keeps its own list of these four and runs it when it is committed.
 **Invariants.** The parent of each node exists and lists it. A node comes after its parent in
 `nodes` (it was made later), so the dict's order is the order of a state stream. `generation`
 counts changes; a node has the number of its last one, and a node that gains or loses a child has
-changed. A node's children dict is replaced, not changed, while a transaction has it pinned.
+changed. The nodes of a loaded store share its first one, which is larger than any of an earlier
+kernel (`XenstoreServer.fresh_generation`). A node's children dict is replaced, not changed, while a
+transaction has it pinned.
 
 Why not a tree of nodes: clients name full paths, and one lookup is cheaper than five.
 """
@@ -65,10 +67,10 @@ class Store:
 
     __slots__ = ("domains", "generation", "nodes", "pins", "special")
 
-    def __init__(self) -> None:
-        self.generation = 0
+    def __init__(self, generation: int = 0) -> None:
+        self.generation = generation
         self.domains: dict[int, int] = {0: 0}
-        self.nodes: dict[bytes, Node] = {b"/": Node(b"", perms.make(("n", 0)), 0)}
+        self.nodes: dict[bytes, Node] = {b"/": Node(b"", perms.make(("n", 0)), generation)}
         self.special: dict[bytes, Node] = {}
         self.pins: dict[Node, int] = {}
 

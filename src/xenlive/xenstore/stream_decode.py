@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 _NODE_RECORD = struct.Struct("<III4xHH2xH").unpack_from
 _NODE_TYPE = XS_STATE_TYPE_NODE.to_bytes(4, "little")
 _NODE_FIXED = XS_STATE_RECORD_HEADER.size + XS_STATE_NODE.size
-_GENERATION = 1  # of all nodes read: what matters is that the next change has another
 _PATH_LIMIT = 1 << 16
 _NODE_PATH_LIMIT = XENSTORE_ABS_PATH_MAX + 1
 
@@ -96,15 +95,29 @@ def load_state(server: XenstoreServer, data: Buffer) -> LoadedState:
     """
     if server.connections:
         raise ValueError("a state can only be loaded into an empty server")
-    reader = _Reader(bytes(data))
+    generation = server.fresh_generation()
+    reader = _Reader(bytes(data), generation)
     reader.read()
     reader.store.populate_special()
+    first = _first_transaction(generation)
+    for conn in reader.connections.values():
+        conn.next_transaction = first
     server.store = reader.store
     server.watches = reader.watches
     server.quotas = reader.quotas
     server.connections = dict.fromkeys(reader.connections.values())
     server.introduced = {0} | {conn.domid for conn in reader.loaded.rings}
     return reader.loaded
+
+
+def _first_transaction(generation: int) -> int:
+    """Where the transactions of connections from an earlier kernel start to count.
+
+    Their client may still believe in one that the update dropped. If they began at 1 again, its
+    next request would go into another one of that number; so it finds its own unknown. This is the
+    clock in microseconds: the numbers of two kernels don't meet before half an hour has gone.
+    """
+    return (generation // 1000 & 0x7FFFFFFF) or 1
 
 
 class _Reader:
@@ -122,10 +135,10 @@ class _Reader:
         "watches",
     )
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, generation: int) -> None:
         self.data = data
         self.offset = 0
-        self.store = Store()
+        self.store = Store(generation)
         self.watches = Watches()
         self.quotas = Quotas()
         self.loaded = LoadedState()
@@ -160,7 +173,6 @@ class _Reader:
                 raise self.fail("state-truncated", "a record is longer than the stream", length)
             self._read_record(kind, data[start : start + length])
         self._validate_names()
-        self.store.generation = _GENERATION
 
     def _read_preamble(self) -> None:
         if len(self.data) < XS_STATE_PREAMBLE.size:
@@ -293,6 +305,7 @@ class _Reader:
         nodes = self.store.nodes
         known: dict[bytes, bytes] = {}
         new = Node.__new__
+        generation = self.store.generation
         while end - offset >= _NODE_FIXED:
             kind, length, tx_conn, path_len, data_len, perm_n = _NODE_RECORD(data, offset)
             if kind != XS_STATE_TYPE_NODE:
@@ -319,7 +332,7 @@ class _Reader:
             node = new(Node)
             node.value = data[value_at:value_end]
             node.perms = node_perms
-            node.generation = _GENERATION
+            node.generation = generation
             node.children = node.listing = None
             node.children_bytes = 0
             cut = path.rfind(b"/")
@@ -364,7 +377,6 @@ class _Reader:
             self.root_seen = True
             root.value = node.value
             root.perms = node.perms
-            root.generation = node.generation
         elif path[:1] == b"@" and valid_name(path) and path not in self.store.special:
             self.store.special[path] = node
         else:

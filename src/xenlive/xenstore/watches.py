@@ -118,7 +118,7 @@ class Watches:
             if payload in conn.events:
                 return
             conn.events.add(payload)
-        conn.waiting_bytes += len(payload)
+        conn.noted = True
         conn.out.append(XSD_SOCKMSG.pack(XS_WATCH_EVENT, 0, 0, len(payload)) + payload)
         if conn is not origin:
             self.touch(conn)
