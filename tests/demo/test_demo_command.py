@@ -140,10 +140,24 @@ def test_no_kernel_a_is_a_verdict(tmp_path: Path) -> None:
     assert "the host process ended" in outcome.checks[0].detail
 
 
-def test_too_few_nodes_is_wrong_usage() -> None:
-    done = subprocess.run(command("--nodes", "100"), capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--nodes", "1"), "1 is not in the range 120<=x<=1000000"),
+        (("--nodes", "536"), "20 clients and 50 watchers need at least --nodes 537"),
+        (("--nodes", "120", "--clients", "1", "--watchers", "2"), "at least --nodes 125"),
+    ],
+)
+def test_too_few_nodes_is_wrong_usage(words: tuple[str, ...], says: str) -> None:
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "at least --nodes 537" in done.stderr
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_says_how_many_nodes_the_defaults_need() -> None:
+    done = subprocess.run(command("--help"), capture_output=True, text=True, timeout=60)
+    assert "need 537 at least" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -185,6 +185,23 @@ def test_a_module_image_that_lost_its_end(more: int, tmp_path: Path) -> None:
             find(path)
 
 
+@pytest.mark.parametrize("more", [1, 100, 4095])
+def test_a_module_image_with_more_behind_it_is_one_of_a_wrong_size(
+    more: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "module"
+    path.write_bytes(REAL + bytes(more))
+    size = len(REAL) + more
+    assert find(path) == find(path, "module") == (0, size, None)
+    assert find(path, "memory") == (0, len(REAL), 0)
+
+
+def test_a_memory_image_of_an_odd_size_is_searched(tmp_path: Path) -> None:
+    path = memory_file(tmp_path / "ram", 2 * MIB + 1, (2 * MIB - len(REAL), REAL))
+    place = 2 * MIB - len(REAL)
+    assert find(path) == (place, len(REAL), place)
+
+
 def test_live_memory(tmp_path: Path) -> None:
     """By /proc/PID/fd/N, and by a run directory whose `ram` links there; it is not changed."""
     fd = os.memfd_create("ram")

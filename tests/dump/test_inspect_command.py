@@ -115,6 +115,18 @@ def test_verify_has_a_line_for_each_problem(
     )
 
 
+@pytest.mark.parametrize("words", [[], ["--as", "module"]])
+def test_verify_of_a_module_image_of_an_odd_size(
+    device: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    device.write_bytes(DEVICE + b"x")
+    assert run(["verify", str(device), *words]) == 1
+    said = "bad-size at 0: a size of 73729 is no whole number of pages\n"
+    assert capsys.readouterr() == (said, "")
+    assert run(["inspect", str(device), *words]) == 0
+    assert said.strip() in capsys.readouterr().out
+
+
 def test_as_says_what_the_image_is(device: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(device), "--as", "memory", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["address"] == 0

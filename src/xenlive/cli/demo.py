@@ -16,6 +16,10 @@ import click
 from xenlive import __version__
 from xenlive.cli.options import json_option
 from xenlive.demo.run import Audience, Options, Outcome, run_demo
+from xenlive.demo.tree import smallest
+
+LEAST_NODES = smallest(1, 1)
+LEAST_NODES_BY_DEFAULT = smallest(Options.clients, Options.watchers)
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -24,10 +28,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @json_option
 @click.option(
     "--nodes",
-    type=click.IntRange(1, 1_000_000),
+    type=click.IntRange(LEAST_NODES, 1_000_000),
     default=Options.nodes,
     show_default=True,
-    help="Nodes in the store.",
+    help="Nodes in the store; the default clients and watchers need "
+    f"{LEAST_NODES_BY_DEFAULT} at least.",
 )
 @click.option(
     "--clients",
@@ -49,8 +54,6 @@ def demo_command(as_json: bool, nodes: int, clients: int, watchers: int) -> int:
     Exit code 0 if nothing was lost, moved or answered wrongly, and 1 with the names of the broken
     checks if anything was.
     """
-    from xenlive.demo.tree import smallest
-
     least = smallest(clients, watchers)
     if nodes < least:
         raise click.UsageError(

@@ -2,7 +2,7 @@
 
 | image | how it is told | address of the module |
 |---|---|---|
-| module | a file that ends with the administration page | unknown |
+| module | a file that ends with the administration page, or less than a page behind it | unknown |
 | memory | all else: a raw dump, a memfd, a run directory, by its `ram` | offset in the file |
 
 In a memory image an offset is a guest physical address. Where the module lies is not written
@@ -134,8 +134,18 @@ class Image:
         return sound or other
 
     def _as_module_image(self) -> FoundModule | None:
-        """The whole file as a module, if its last page is one that can end it."""
+        """The whole file as a module, if its last page is one that can end it.
+
+        A file that has less than a page behind that one is a module of a wrong size: to search it
+        like memory would find a sound module in it.
+        """
         last = round_down(max(self.size_bytes - 1, 0), PAGE_SIZE)
+        found = self._as_module_that_ends_at(last)
+        if found is None and self.size_bytes % PAGE_SIZE and last:
+            found = self._as_module_that_ends_at(last - PAGE_SIZE)
+        return found
+
+    def _as_module_that_ends_at(self, last: int) -> FoundModule | None:
         page = self.read(last, PAGE_SIZE)
         if page[: len(EYE_CATCHER)] != EYE_CATCHER or len(page) < HEADER.size:
             return None
