@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import parse_start_info
 from xenlive.machine.hosted import hypercall as hc
-from xenlive.machine.hosted.hypervisor import FIRST_FREE_PORT, MAX_PORTS, HostedDomain, Port
+from xenlive.machine.hosted.hypervisor import (
+    FIRST_FREE_PORT,
+    MAX_PORTS,
+    MILESTONE_MAX,
+    RAM_MIN_BYTES,
+    HostedDomain,
+    Port,
+)
 
 
 @pytest.fixture
@@ -44,9 +51,11 @@ def test_the_first_start_info_names_ram_and_special_pages(domain: HostedDomain) 
     assert start_info.memmap == domain.memory_map()
 
 
-@pytest.mark.parametrize("ram_bytes", [0, -4096, 4096, (1 << 20) + 1, 1 << 40])
+@pytest.mark.parametrize(
+    "ram_bytes", [0, -4096, 4096, 1 << 20, RAM_MIN_BYTES - 4096, RAM_MIN_BYTES + 1, 1 << 40]
+)
 def test_ram_of_an_impossible_size_is_refused(ram_bytes: int) -> None:
-    with pytest.raises(ConfigError, match="from 1 MiB"):
+    with pytest.raises(ConfigError, match="from 1160K to 3840M"):
         HostedDomain(1, ram_bytes)
 
 
@@ -60,6 +69,49 @@ def test_an_event_channel_rings_both_ways_and_closes(domain: HostedDomain) -> No
     assert os.eventfd_read(from_host) == 1
     assert call(domain, hc.EVTCHN_CLOSE, port)[0] == 0
     assert call(domain, hc.EVTCHN_BIND, port)[0] == -errno.EINVAL
+
+
+def test_who_serves_a_port_hears_of_its_end_while_its_bells_are_open(domain: HostedDomain) -> None:
+    ended: list[tuple[int, int]] = []
+    domain.on_port_close = lambda port: ended.append(
+        (port, os.fstat(domain.port(port).to_remote).st_size)
+    )
+    _, port, _ = call(domain, hc.EVTCHN_ALLOC_UNBOUND, 0)
+    assert call(domain, hc.EVTCHN_CLOSE, port)[0] == 0
+    assert call(domain, hc.EVTCHN_CLOSE, port)[0] == -errno.EINVAL
+    assert ended == [(port, 0)]
+
+
+def test_a_domain_can_not_change_the_size_of_what_the_host_has_mapped(
+    domain: HostedDomain,
+) -> None:
+    _, _, fds = call(domain, hc.MEMORY_MAP)
+    for fd in fds:
+        for size in (0, 64 << 20):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
+
+
+def test_a_host_with_few_descriptors_gives_few_ports(domain: HostedDomain) -> None:
+    domain.ports_max = 2
+    assert [call(domain, hc.EVTCHN_ALLOC_UNBOUND)[0] for _ in range(3)] == [0, 0, -errno.ENOSPC]
+
+
+def test_no_descriptor_left_is_an_answer(
+    domain: HostedDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def eventfd(initial: int, flags: int) -> int:
+        if given:
+            raise OSError(errno.EMFILE, "Too many open files")
+        given.append(os.open(os.devnull, os.O_RDONLY))
+        return given[0]
+
+    monkeypatch.setattr("os.eventfd", eventfd)
+    assert call(domain, hc.EVTCHN_ALLOC_UNBOUND)[0] == -errno.ENOSPC
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(given[0])
 
 
 def test_ports_run_out_with_an_error_and_come_back(domain: HostedDomain) -> None:
@@ -100,6 +152,33 @@ def test_console_text_can_not_play_tricks_on_a_terminal(domain: HostedDomain) ->
     assert lines == ["?[2Jhi??there\N{REPLACEMENT CHARACTER}"]
 
 
+def test_milestones_can_not_play_tricks_either(domain: HostedDomain) -> None:
+    names: list[str] = []
+    domain.on_milestone = lambda name, when_ns: names.append(name)
+    domain.answer(hc.CALL.pack(hc.MILESTONE, 0, 0, 0, 0) + b"running \x1b[2J" + b"x" * 5000)
+    assert names[0].startswith("running ?[2Jxxx")
+    assert len(names[0]) == MILESTONE_MAX
+
+
+def test_an_empty_packet_is_no_call(domain: HostedDomain) -> None:
+    answer = domain.answer(b"")
+    assert answer is not None
+    assert hc.ANSWER.unpack(answer[0])[0] == -errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError(errno.EMFILE, "x"), -errno.EMFILE), (OSError("x"), -errno.EIO)]
+)
+def test_what_the_system_refuses_the_host_is_the_callers_answer(
+    domain: HostedDomain, error: OSError, status: int
+) -> None:
+    def refuse(ring_ref: int, port: int) -> None:
+        raise error
+
+    domain.on_ninepfs_connect = refuse
+    assert call(domain, hc.NINEPFS_CONNECT, 5, 6)[0] == status
+
+
 def test_a_connect_that_the_device_refuses_is_the_callers_error(domain: HostedDomain) -> None:
     def refuse(ring_ref: int, port: int) -> None:
         raise HypercallError("ninepfs_connect", errno.EINVAL)
@@ -122,5 +201,5 @@ _SHARED: list[HostedDomain] = []
 
 def _shared_domain() -> HostedDomain:
     if not _SHARED:
-        _SHARED.append(HostedDomain(1, 1 << 20))
+        _SHARED.append(HostedDomain(1, RAM_MIN_BYTES))
     return _SHARED[0]

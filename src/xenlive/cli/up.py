@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import stat
 import sys
 from pathlib import Path
 
@@ -12,6 +15,9 @@ from xenlive.cli.options import rundir_option
 from xenlive.domain.config import Config
 from xenlive.errors import ConfigError
 from xenlive.machine.hosted.image import installed_image
+
+#: Many times what Mini-OS' configuration files have.
+CONFIG_MAX_BYTES = 64 << 10
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -38,10 +44,32 @@ def read_config(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), 0, f"can't be read: {error}") from None
+        text = _read_regular(path).decode()
+    except OSError as error:
+        raise ConfigError(str(path), 0, f"can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), 0, f"is no UTF-8 text: {error}") from None
     return Config.parse(text, str(path)).as_options()
+
+
+def _read_regular(path: Path) -> bytes:
+    """A small file's bytes; whatever would make its reader wait or never end is refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(str(path), 0, "is no regular file")
+        data = file.read(CONFIG_MAX_BYTES + 1)
+    if len(data) > CONFIG_MAX_BYTES:
+        raise ConfigError(
+            str(path), 0, f"has more than {CONFIG_MAX_BYTES >> 10} KiB; this is no configuration"
+        )
+    return data
+
+
+def _log(line: str) -> None:
+    """Says a line on stderr; that nobody listens there any more is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def image_path(image: Path | None) -> str:
@@ -86,7 +114,7 @@ def up_command(
         options=options,
         ram_bytes=memory,
         image=image_path(image),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+        log=_log,
     ) as host:
         print(f"Xenstore on {host.socket_path}, run directory {host.rundir}", flush=True)
         return host.run()

@@ -135,9 +135,11 @@ class NinePBack:
             return
         self._dead = True
         self._budget_spent = False
-        self.server.close()
-        for ref in self._refs:
-            self._grants.unmap(ref)
+        try:
+            self.server.close()
+        finally:
+            for ref in self._refs:
+                self._grants.unmap(ref)
 
     def _serve(self) -> bool:
         moved = False

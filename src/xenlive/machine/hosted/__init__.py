@@ -4,7 +4,8 @@ Two sides, which share `hypercall.py` (the channel between them) and nothing els
 
 * the guest side, `guest.py`: loaded by the domain process;
 * the host side: `hypervisor.py` (one domain's resources, without I/O of its own), `ninepfs.py` (its
-  9pfs device), `host.py` (the process around them), `control.py` (who asks it what).
+  9pfs device), `host.py` (the process around them), `places.py` (its files), `control.py` (who
+  asks it what).
 
 `image.py` says what an image is and how a process is entered with one; both sides use it.
 """

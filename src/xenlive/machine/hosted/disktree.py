@@ -8,7 +8,8 @@ one put there in between, leads out. Special files (devices, pipes, sockets) are
 make the tree hold is bounded by `max_bytes` (the sum of all files' lengths, so that a file with a
 hole costs its length) and `max_files` (files and directories); beyond is ENOSPC. The sums are
 counted once, at the start, then kept; before a refusal they are counted anew, as somebody else may
-have made room.
+have made room. An exported directory that somebody removes is opened again under its name, after
+`remake` had its chance to make it: what was in it is gone, the export is not.
 
 Why not `openat2` with `RESOLVE_BENEATH`: Python has no binding for it.
 """
@@ -24,6 +25,8 @@ from xenlive.ninep.messages import DMDIR, OMODE_MASK, OTRUNC, QTDIR, Qid, Stat
 from xenlive.ninep.tree import OpenFile, Tree, os_error, validate_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
     from xenlive.ninep.tree import Path
@@ -40,13 +43,25 @@ UNLIMITED = 1 << 63
 class DiskTree(Tree):
     """Exports the directory `root`. OSError if it is none. `close()` gives its descriptor back."""
 
-    def __init__(self, root: str, max_bytes: int = UNLIMITED, max_files: int = UNLIMITED) -> None:
+    def __init__(
+        self,
+        root: str,
+        max_bytes: int = UNLIMITED,
+        max_files: int = UNLIMITED,
+        remake: Callable[[], None] | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self.max_files = max_files
         self.used_bytes = 0
         self.used_files = 0
+        self._path = root
+        self._remake = remake
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._recount()
+        try:
+            self._recount()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Gives the directory's descriptor back; no operation after that."""
@@ -56,7 +71,7 @@ class DiskTree(Tree):
 
     def stat(self, path: Path) -> Stat:
         if not path:
-            return _stat_of(b"/", os.fstat(self._root_fd))
+            return _stat_of(b"/", os.fstat(self._root()))
         directory = self._open_directory(path[:-1])
         try:
             validate_name(path[-1])
@@ -146,8 +161,19 @@ class DiskTree(Tree):
             if self.used_files >= self.max_files:
                 raise os_error(errno.ENOSPC)
 
+    def _root(self) -> int:
+        """The root's descriptor; of a new root, if the old one was removed."""
+        if os.fstat(self._root_fd).st_nlink == 0:
+            if self._remake is not None:
+                self._remake()
+            fd = os.open(self._path, _DIRECTORY)
+            os.close(self._root_fd)
+            self._root_fd = fd
+            self._recount()
+        return self._root_fd
+
     def _open_directory(self, path: Path) -> int:
-        fd = os.dup(self._root_fd)
+        fd = os.dup(self._root())
         for name in path:
             try:
                 validate_name(name)

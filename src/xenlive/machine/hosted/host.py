@@ -9,9 +9,11 @@
 One epoll loop: hypercalls, doorbells of the 9pfs device, the control door, the domain's end and
 the signals that end the host. It never touches a Xenstore byte.
 
-**Invariants.** Whatever ends the host, nothing is left behind: the domain is ended, the files
-made here are removed, a directory only if it was made here. A host that finds another one alive
-in its rundir leaves everything as it is.
+**Invariants.** Whatever ends the host, nothing is left behind: the domain is ended with all
+processes of its group, the files made here are removed, and no others (`places.py`). A host that is
+killed leaves files for the next one to remove, and a domain that ends when its channel does. A host
+that finds another one alive in its rundir leaves everything as it is. Nothing is acquired before
+`__enter__`. Nothing that the domain sends, rings or closes ends the host or makes it wait.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,8 +30,9 @@ from typing import Any
 
 from xenlive import __version__
 from xenlive.errors import ConfigError
+from xenlive.machine.hosted import places
 from xenlive.machine.hosted.control import ControlDoor, ask
-from xenlive.machine.hosted.hypervisor import HostedDomain
+from xenlive.machine.hosted.hypervisor import MAX_PORTS, HostedDomain
 from xenlive.machine.hosted.image import entry_command, installed_image
 from xenlive.machine.hosted.limits import allow_descriptors
 from xenlive.machine.hosted.ninepfs import NinePDevice
@@ -39,7 +41,12 @@ from xenlive.machine.hosted.timeline import Timeline
 STUB_DOMID = 1
 DEFAULT_RAM_BYTES = 8 << 20
 STOP_TIMEOUT_S = 5.0
-SUN_PATH_MAX = 107
+PACKET_MAX = 65536
+
+#: Descriptors that the host needs for itself, whatever its domain asks for.
+OWN_DESCRIPTORS = 256
+
+_GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
 
 class Host:
@@ -61,28 +68,27 @@ class Host:
         self.cmdline = " ".join(options)
         self.log = log
         self.timeline = Timeline()
-        self.domain = HostedDomain(STUB_DOMID, ram_bytes)
-        self.domain.on_console = lambda text: self.log(f"console: {text}")
-        self.domain.on_milestone = self._milestone
-        self.domain.on_ninepfs_connect = self._connect_ninepfs
+        self.ram_bytes = ram_bytes
+        self.domain: HostedDomain
         self.ninepfs: NinePDevice | None = None
         self.ninepfs_connects = 0
         self.ninepfs_losses = 0
         self.started_ns = time.monotonic_ns()
         self.exit_status: int | None = None
-        self._epoll = select.epoll()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._epoll: select.epoll
+        self._watched: dict[int, Callable[[int], None]] = {}
         self._cleanup = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
+        self._channel: socket.socket
+        self._unsent: tuple[bytes, list[int]] | None = None
         self._stopping = False
 
     def __enter__(self) -> Host:
         try:
+            self._epoll = self._cleanup.enter_context(select.epoll())
             self._catch_signals()
-            self._cleanup.callback(self.domain.close)
-            self._make_rundir()
-            self._listen()
+            self._make_domain()
+            self._make_places()
             self._start_domain()
         except BaseException:
             self.close()
@@ -94,61 +100,37 @@ class Host:
 
     # -- start and end ---------------------------------------------------------------------------
 
-    def _make_rundir(self) -> None:
+    def _make_domain(self) -> None:
+        descriptors = allow_descriptors()
+        domain = HostedDomain(STUB_DOMID, self.ram_bytes)
+        self._cleanup.callback(domain.close)
+        domain.ports_max = min(MAX_PORTS, max(1, (descriptors - OWN_DESCRIPTORS) // 2))
+        domain.on_console = lambda text: self.log(f"console: {text}")
+        domain.on_milestone = self._milestone
+        domain.on_ninepfs_connect = self._connect_ninepfs
+        domain.on_port_close = self._port_closes
+        self.domain = domain
+        self._cleanup.callback(self._disconnect_ninepfs)
+
+    def _make_places(self) -> None:
         control = os.path.join(self.rundir, "control")
-        if max(len(control.encode()), len(self.socket_path.encode())) > SUN_PATH_MAX:
-            raise ConfigError(
-                self.rundir,
-                0,
-                f"a socket's path has at most {SUN_PATH_MAX} bytes; name a shorter one",
-            )
-        if not os.path.isdir(self.rundir):
-            os.makedirs(self.rundir, 0o700)
-            self._cleanup.callback(_remove_if_empty, self.rundir)
-        if os.stat(self.rundir).st_uid != os.getuid():
-            raise ConfigError(
-                self.rundir, 0, "belongs to another user; name one of yours with --rundir"
-            )
-        if _alive(control):
-            raise ConfigError(
-                self.rundir, 0, "a host process runs here already; end it or name another --rundir"
-            )
-        for stale in (control, os.path.join(self.rundir, "ram")):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(stale)
-        self.export = os.path.join(self.rundir, "9pfs")
-        shutil.rmtree(self.export, ignore_errors=True)
-        os.mkdir(self.export, 0o700)
-        self._cleanup.callback(shutil.rmtree, self.export, ignore_errors=True)
-
-        self._door = ControlDoor(control, {"status": lambda request: self.status()})
-        self._cleanup.callback(self._door.close)
-        self._watch(self._door.listener_fd, self._knock)
-
         ram = os.path.join(self.rundir, "ram")
-        os.symlink(f"/proc/{os.getpid()}/fd/{self.domain.ram_fd}", ram)
-        self._cleanup.callback(_unlink, ram)
+        for path in (control, self.socket_path):
+            places.validate_socket_path(path)
+        places.claim_rundir(self.rundir, self._cleanup)
+        places.clear_leftovers(control, ram)
+        self._export = places.ExportDir(os.path.join(self.rundir, "9pfs"))
+        self._cleanup.callback(self._export.remove)
 
-    def _listen(self) -> None:
-        if os.path.exists(self.socket_path):
-            if _alive(self.socket_path):
-                raise ConfigError(
-                    self.socket_path, 0, "somebody serves this socket; name another with --socket"
-                )
-            os.unlink(self.socket_path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(self.socket_path)
-            os.chmod(self.socket_path, 0o600)
-            listener.listen(512)
-        except OSError as error:
-            listener.close()
-            raise ConfigError(self.socket_path, 0, f"can't listen there: {error}") from None
-        self.domain.listener_fd = listener.detach()
-        self._cleanup.callback(_unlink, self.socket_path)
+        door = ControlDoor(control, {"status": lambda request: self.status()})
+        self._cleanup.callback(door.close)
+        self._watch(door.fileno(), lambda events: door.serve())
+
+        os.symlink(f"/proc/{os.getpid()}/fd/{self.domain.ram_fd}", ram)
+        self._cleanup.callback(places.remove_own, ram, places.identity(ram))
+        self.domain.listener_fd = places.listen_at(self.socket_path, self._cleanup)
 
     def _start_domain(self) -> None:
-        allow_descriptors()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._cleanup.callback(ours.close)
         with theirs:
@@ -163,39 +145,39 @@ class Host:
             )
         self._cleanup.callback(self._end_domain)
         self._channel = ours
-        self._watch(ours.fileno(), self._hypercall)
-        pidfd = os.pidfd_open(self._process.pid)
-        self._cleanup.callback(os.close, pidfd)
-        self._watch(pidfd, self._domain_ended)
+        self._watch(ours.fileno(), self._hypercall, select.EPOLLIN | select.EPOLLRDHUP)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._cleanup.callback(os.close, self._pidfd)
+        self._watch(self._pidfd, self._domain_ended)
 
     def _end_domain(self) -> None:
+        """Ends the domain's process and all others of its group, gently if it lets itself."""
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None or process.returncode is not None:
             return
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # It is not waited for before the end: until then its group's number is nobody else's.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while not _has_ended(process.pid) and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def close(self) -> None:
         """Ends the domain and removes everything that was made for it."""
-        if self.ninepfs is not None:
-            self.ninepfs.close()
-            self.ninepfs = None
         self._cleanup.close()
-        self._epoll.close()
 
     # -- the loop --------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serves until a signal or the domain's end; the exit status, 0 after SIGTERM or SIGINT."""
         while not self._stopping:
-            for fd, _ in self._epoll.poll():
+            for fd, events in self._epoll.poll():
                 action = self._watched.get(fd)
                 if action is not None:
-                    action()
+                    action(events)
         return self.exit_status or 0
 
     def _catch_signals(self) -> None:
@@ -215,50 +197,62 @@ class Host:
             os.close(wake)
 
         self._cleanup.callback(restore)
-        self._watch(woken, lambda: self.stop(0))
+        self._watch(woken, lambda events: self.stop(0))
 
     def stop(self, status: int) -> None:
         """Ends the loop; `run` returns `status`."""
         self.exit_status = status
         self._stopping = True
 
-    def _watch(self, fd: int, action: Callable[[], None]) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
+    def _watch(self, fd: int, action: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        self._epoll.register(fd, events)
         self._watched[fd] = action
 
     def _unwatch(self, fd: int) -> None:
+        """To be called while `fd` is open: what others hold open too is not forgotten by itself."""
         if self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def _hypercall(self) -> None:
-        channel = self._channel
-        assert channel is not None
-        packet = channel.recv(65536, socket.MSG_DONTWAIT)
-        if not packet:
-            self._unwatch(channel.fileno())
+    def _hypercall(self, events: int) -> None:
+        if self._unsent is not None:
+            self._send_answer(self._unsent)
+            return
+        try:
+            packet = self._channel.recv(PACKET_MAX, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""  # it died with answers unread; what it had sent is still there
+        if not packet and events & _GONE:
+            self._unwatch(self._channel.fileno())
             return
         answer = self.domain.answer(packet)
         if answer is not None:
-            data, fds = answer
-            with contextlib.suppress(OSError):  # a domain that just died asks no more
-                socket.send_fds(channel, [data], fds, socket.MSG_DONTWAIT)
+            self._send_answer(answer)
 
-    def _domain_ended(self) -> None:
+    def _send_answer(self, answer: tuple[bytes, list[int]]) -> None:
+        """Sends an answer; without room for it no more calls are taken before it is sent."""
+        data, fds = answer
+        waited, self._unsent = self._unsent is not None, None
+        try:
+            socket.send_fds(self._channel, [data], fds, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._unsent = answer
+        except OSError:
+            pass  # a domain that just died asks no more
+        if waited != (self._unsent is not None):
+            events = select.EPOLLOUT if self._unsent else select.EPOLLIN | select.EPOLLRDHUP
+            self._epoll.modify(self._channel.fileno(), events)
+
+    def _domain_ended(self, events: int) -> None:
         assert self._process is not None
+        # Its children first, while its process still holds on to the group's number.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
         how = f"exit status {status}" if status >= 0 else f"signal {-status}"
         self.log(f"the domain ended by itself: {how}")
         self.stop(1)
-
-    def _knock(self) -> None:
-        fd = self._door.accept()
-        if fd is not None:
-            self._watch(fd, lambda: self._control(fd))
-
-    def _control(self, fd: int) -> None:
-        if not self._door.ready(fd):
-            # The door has closed the descriptor; epoll forgets it by itself.
-            self._watched.pop(fd, None)
 
     def _milestone(self, name: str, when_ns: int) -> None:
         self.timeline.note(name, min(when_ns, time.monotonic_ns()))
@@ -266,20 +260,26 @@ class Host:
     # -- devices ---------------------------------------------------------------------------------
 
     def _connect_ninepfs(self, ring_ref: int, port: int) -> None:
-        if self.ninepfs is not None:
-            self._unwatch(self.ninepfs.doorbell)
-            self.ninepfs.close()
-        self.ninepfs = NinePDevice(self.domain, self.export, ring_ref, port, self.log)
+        self._disconnect_ninepfs()
+        self.ninepfs = NinePDevice(self.domain, self._export, ring_ref, port, self.log)
         self.ninepfs_connects += 1
         self._watch(self.ninepfs.doorbell, self._ninepfs_rung)
 
-    def _ninepfs_rung(self) -> None:
+    def _disconnect_ninepfs(self) -> None:
         device = self.ninepfs
-        if device is None:
-            return
-        if not device.rung():
+        if device is not None and device.is_connected:
+            self._unwatch(device.doorbell)
+            device.close()
+
+    def _ninepfs_rung(self, events: int) -> None:
+        device = self.ninepfs
+        if device is not None and not device.rung():
             self.ninepfs_losses += 1
             self._unwatch(device.doorbell)
+
+    def _port_closes(self, port: int) -> None:
+        if self.ninepfs is not None and self.ninepfs.port == port:
+            self._disconnect_ninepfs()
 
     # -- status ----------------------------------------------------------------------------------
 
@@ -319,27 +319,9 @@ class Host:
         }
 
 
-def _alive(path: str) -> bool:
-    """Whether somebody accepts connections on the socket at `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except TimeoutError:
-            return True
-        except OSError:
-            return False
-    return True
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _remove_if_empty(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; it stays there to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def host_status(rundir: str) -> dict[str, Any]:

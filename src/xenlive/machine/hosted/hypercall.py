@@ -10,9 +10,10 @@ packet is a fixed head and, for some, a payload of at most `PAYLOAD_MAX` bytes:
 of an event channel, a listening socket) travel beside an answer as SCM_RIGHTS, so that a kernel
 that was just entered needs nothing but this one channel.
 
-**Invariants.** A packet that is no call is answered with -EINVAL, an unknown operation with
--ENOSYS; neither changes anything. The channel never carries data of Xenstore or 9P: those travel
-through granted pages and the domain's own sockets.
+**Invariants.** A packet that is no call, an empty one too, is answered with -EINVAL, an unknown
+operation with -ENOSYS; neither changes anything. Calls are answered in order; while a domain has
+no room for an answer, no further call of it is taken. The channel never carries data of Xenstore
+or 9P: those travel through granted pages and the domain's own sockets.
 """
 
 from __future__ import annotations

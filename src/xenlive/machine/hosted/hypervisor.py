@@ -10,16 +10,21 @@ What outlives a kernel lives here: a kexec changes none of it. Ports 1 and 2 are
 start for the Xenstore and console rings, as a domain builder does; devices get the ports above.
 
 **Invariants.** `answer` never raises for anything a domain sends; a call that is refused changes
-nothing. A doorbell that a domain was given stays the same over kexec, so a backend that waits on
-it never notices.
+nothing, but that a device which is to be connected lets go of its old rings first. A doorbell that
+a domain was given stays the same over kexec, so a backend that waits on it never notices; whoever
+serves a port hears of its end (`on_port_close`) while its doorbells are still open. RAM and grant
+table keep their sizes whatever the domain does with their descriptors (seals): shorter ones would
+end every process that has them mapped.
 
 Source of the answers: Xen `public/event_channel.h`; -EINVAL for a port that is not there, -ENOSPC
-when there are no more.
+when there are no more, and when the host has no descriptors for one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Callable
@@ -37,8 +42,11 @@ from xenlive.memory.guest import GuestMemory
 GRANT_PAGES = 4
 FIRST_FREE_PORT = 3
 MAX_PORTS = 1024
-RAM_MIN_BYTES = 1 << 20
+#: What a domain needs to boot: room for its image and start infos, and a module of 18 pages.
+RAM_MIN_BYTES = LOAD_END + (64 << 10) + 18 * PAGE_SIZE
 RAM_MAX_BYTES = 0xF0000000
+CONSOLE_LINE_MAX = 4096
+MILESTONE_MAX = 600
 
 #: Xen's special pages of a PVH guest, below 4 GiB (Xen `xg_dom_x86.c`): not memory for anyone.
 SPECIAL_PAGES = MemoryRange(0xFEFF8000, 0x8000, E820_RESERVED)
@@ -63,26 +71,32 @@ class HostedDomain:
     grant_fd: int = -1
     ports: dict[int, Port] = field(default_factory=dict)
     listener_fd: int = -1
+    #: Fewer where the host may not have the descriptors: two a port, and it needs some itself.
+    ports_max: int = MAX_PORTS - FIRST_FREE_PORT
     on_console: Callable[[str], None] = lambda text: None
     on_milestone: Callable[[str, int], None] = lambda name, when_ns: None
     on_ninepfs_connect: Callable[[int, int], None] = lambda ring_ref, port: None
+    on_port_close: Callable[[int], None] = lambda port: None
 
     def __post_init__(self) -> None:
         if not RAM_MIN_BYTES <= self.ram_bytes <= RAM_MAX_BYTES or self.ram_bytes % PAGE_SIZE:
             raise ConfigError(
                 "memory",
                 0,
-                f"a domain has from 1 MiB to 3840 MiB in whole pages, not {self.ram_bytes} bytes",
+                f"a domain has from {RAM_MIN_BYTES >> 10}K to {RAM_MAX_BYTES >> 20}M "
+                f"in whole pages, not {self.ram_bytes} bytes",
             )
-        self.ram_fd = os.memfd_create(f"xenlive-ram-{self.domid}", os.MFD_CLOEXEC)
-        self.grant_fd = os.memfd_create(f"xenlive-grants-{self.domid}", os.MFD_CLOEXEC)
-        os.ftruncate(self.ram_fd, self.ram_bytes)
-        os.ftruncate(self.grant_fd, GRANT_PAGES * PAGE_SIZE)
-        self._ram = mmap.mmap(self.ram_fd, self.ram_bytes)
-        self._grants = mmap.mmap(self.grant_fd, GRANT_PAGES * PAGE_SIZE)
+        self.grant_entries = GRANT_PAGES * GRANTS_PER_PAGE
+        with contextlib.ExitStack() as undo:
+            self.ram_fd = _sealed_memory(f"xenlive-ram-{self.domid}", self.ram_bytes)
+            undo.callback(os.close, self.ram_fd)
+            self.grant_fd = _sealed_memory(f"xenlive-grants-{self.domid}", GRANT_PAGES * PAGE_SIZE)
+            undo.callback(os.close, self.grant_fd)
+            self._ram = undo.enter_context(mmap.mmap(self.ram_fd, self.ram_bytes))
+            self._grants = mmap.mmap(self.grant_fd, GRANT_PAGES * PAGE_SIZE)
+            undo.pop_all()
         self.memory = GuestMemory([(0, self._ram)])
         self.grant_frames = memoryview(self._grants)
-        self.grant_entries = GRANT_PAGES * GRANTS_PER_PAGE
 
     def memory_map(self) -> MemoryMap:
         """The memory map that the first kernel is given."""
@@ -113,13 +127,21 @@ class HostedDomain:
             raise HypercallError(
                 "evtchn_alloc_unbound", errno.ESRCH, "only the host's end is served"
             )
-        for port in range(FIRST_FREE_PORT, MAX_PORTS):
-            if port not in self.ports:
-                flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-                bells = os.eventfd(0, flags), os.eventfd(0, flags)
-                self.ports[port] = Port(remote_domid, *bells)
-                return port
-        raise HypercallError("evtchn_alloc_unbound", errno.ENOSPC)
+        free = (port for port in range(FIRST_FREE_PORT, MAX_PORTS) if port not in self.ports)
+        port = next(free, None)
+        if port is None or len(self.ports) >= self.ports_max:
+            raise HypercallError("evtchn_alloc_unbound", errno.ENOSPC)
+        try:
+            to_remote = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                from_remote = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError:
+                os.close(to_remote)
+                raise
+        except OSError:
+            raise HypercallError("evtchn_alloc_unbound", errno.ENOSPC) from None
+        self.ports[port] = Port(remote_domid, to_remote, from_remote)
+        return port
 
     def port(self, number: int) -> Port:
         """A port of the domain; HypercallError EINVAL if there is none of that number."""
@@ -131,6 +153,7 @@ class HostedDomain:
     def close_port(self, number: int) -> None:
         """Closes an event channel."""
         port = self.port(number)
+        self.on_port_close(number)
         del self.ports[number]
         os.close(port.to_remote)
         os.close(port.from_remote)
@@ -149,6 +172,8 @@ class HostedDomain:
             values, fds = self._serve(op, a0, a1)
         except HypercallError as error:
             return hc.ANSWER.pack(-error.errno, 0, 0, 0, 0), []
+        except OSError as error:
+            return hc.ANSWER.pack(-(error.errno or errno.EIO), 0, 0, 0, 0), []
         return hc.ANSWER.pack(0, *values), fds
 
     def _serve(self, op: int, a0: int, a1: int) -> tuple[tuple[int, int, int, int], list[int]]:
@@ -174,11 +199,12 @@ class HostedDomain:
         raise HypercallError(f"operation {op}", errno.ENOSYS)
 
     def _take_note(self, op: int, a0: int, payload: bytes) -> None:
-        text = payload.decode("utf-8", "replace")
+        text = payload.decode("utf-8", "replace").rstrip("\n")
+        plain = "".join(c if c.isprintable() else "?" for c in text)
         if op == hc.CONSOLE_WRITE:
-            self.on_console("".join(c if c.isprintable() else "?" for c in text.rstrip("\n")))
+            self.on_console(plain[:CONSOLE_LINE_MAX])
         else:
-            self.on_milestone(text[:64], a0)
+            self.on_milestone(plain[:MILESTONE_MAX], a0)
 
     def close(self) -> None:
         """Gives RAM, grant table and event channels back; the domain must have ended."""
@@ -187,7 +213,22 @@ class HostedDomain:
         self.memory.release()
         self.grant_frames.release()
         for mapping in (self._ram, self._grants):
-            mapping.close()
+            with contextlib.suppress(BufferError):  # goes with the last view of it
+                mapping.close()
         for fd in (self.ram_fd, self.grant_fd, self.listener_fd):
             if fd >= 0:
                 os.close(fd)
+
+
+def _sealed_memory(name: str, size_bytes: int) -> int:
+    """A memfd that nobody can make longer or shorter."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

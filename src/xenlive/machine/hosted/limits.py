@@ -8,8 +8,14 @@ import resource
 DESCRIPTORS = 1 << 16
 
 
-def allow_descriptors(wanted: int = DESCRIPTORS) -> None:
-    """Raises this process's soft limit, which its children inherit, towards `wanted`."""
+def allow_descriptors(wanted: int = DESCRIPTORS) -> int:
+    """Raises this process's soft limit, which its children inherit, towards `wanted`.
+
+    Returns what it is then.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        return limit
+    return wanted if soft == resource.RLIM_INFINITY else soft
