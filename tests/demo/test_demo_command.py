@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from demo.evidence import sound, with_load
 
 from xenlive import __version__
 from xenlive.cli import demo as demo_cli
+from xenlive.demo import hosted
 from xenlive.demo.hosted import HostedWorld, make_images
 from xenlive.demo.run import Audience, Options, Outcome, run_demo
 from xenlive.demo.verdict import judge
-from xenlive.demo.world import Image
+from xenlive.demo.world import Image, UpdateReport
 
 SIZE = ("--nodes", "700", "--clients", "5", "--watchers", "8")
 SHORT = Options(nodes=700, clients=5, watchers=8, warm_up_s=0.2, lead_s=0.1, tail_s=0.1)
@@ -80,7 +83,7 @@ def test_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    with start(tmp_path) as demo:
+    with started(tmp_path) as demo:
         wait_for_clients(demo)
         assert processes_of(tmp_path)
         demo.send_signal(number)
@@ -91,28 +94,43 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, 
 
 
 def test_even_sigkill_leaves_no_process(tmp_path: Path) -> None:
-    with start(tmp_path) as demo:
+    with started(tmp_path) as demo:
         wait_for_clients(demo)
         demo.kill()
     assert gone(tmp_path)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def listen_to_sigint() -> None:
+    """In a new process: background jobs, and all they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo in a process of its own, gone at the end whatever happens."""
+    with subprocess.Popen(
         command(*SIZE),
         env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        preexec_fn=listen_to_sigint,
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            demo.kill()
 
 
-def wait_for_clients(demo: subprocess.Popen[str]) -> None:
+def wait_for_clients(demo: subprocess.Popen[str], limit_s: float = 30.0) -> None:
     assert demo.stdout is not None
-    for line in demo.stdout:
-        if "nodes written" in line:
-            return
-    raise AssertionError("the demo never got to its load")
+    said = ""
+    while "nodes written" not in said:
+        ready, _, _ = select.select([demo.stdout], [], [], limit_s)
+        assert ready, f"the demo never got to its load: {said}"
+        piece = os.read(demo.stdout.fileno(), 65536).decode()
+        assert piece, f"the demo never got to its load: {said}"
+        said += piece
 
 
 def test_a_kernel_that_crashes_is_undone_and_the_verdict_says_so(tmp_path: Path) -> None:
@@ -131,6 +149,54 @@ def test_a_kernel_that_crashes_is_undone_and_the_verdict_says_so(tmp_path: Path)
     for name in ("requests", "nodes", "permissions", "watches", "connections"):
         assert checks[name].ok, checks[name]
     assert processes_of(tmp_path) == []
+
+
+class Stopped(HostedWorld):
+    """Its domain is stopped by somebody just before the first update."""
+
+    def update(self, image: Image) -> UpdateReport:
+        os.kill(self._status()["domain"]["pid"], signal.SIGSTOP)
+        return super().update(image)
+
+
+def test_a_domain_that_is_stopped_is_a_verdict_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted, "UPDATE_LIMIT_S", 1.0)
+    outcome = run_demo(
+        replace(SHORT, answer_limit_s=0.5),
+        Stopped(tmp_path),
+        lambda: make_images(tmp_path, __version__),
+        Audience(),
+    )
+    checks = {check.name: check for check in outcome.checks}
+    assert not outcome.ok
+    assert "no answer in 1 s" in checks["updates"].detail
+    for name in ("requests", "nodes", "watches", "connections"):
+        assert not checks[name].ok, checks[name]
+    assert processes_of(tmp_path) == []
+
+
+def test_host_and_domain_end_even_if_both_are_stopped(tmp_path: Path) -> None:
+    world = HostedWorld(tmp_path)
+    world.start()
+    status = world._status()
+    for pid in (status["domain"]["pid"], status["pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    world.stop()
+    assert gone(tmp_path)
+
+
+def test_a_host_that_does_not_end_takes_the_domain_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted, "STOP_LIMIT_S", 0.0)
+    world = HostedWorld(tmp_path)
+    world.start()
+    assert processes_of(tmp_path)
+    world.stop()
+    world.stop()
+    assert gone(tmp_path)
 
 
 def test_no_kernel_a_is_a_verdict(tmp_path: Path) -> None:

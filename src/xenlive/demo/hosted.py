@@ -7,12 +7,14 @@
 memfd behind `DIR/ram`.
 
 **Invariants.** The host process ends with this one, however this one ends; `stop` waits for it.
+A domain or a host that hangs, or was stopped, is killed: neither survives `stop`.
 A snapshot is taken between two equal answers of the hypervisor with the ring at rest, or not at
 all: then it is a DemoError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -46,10 +48,10 @@ from xenlive.memory.address import PAGE_SIZE
 CONFIG = "CONFIG_9PFRONT=y\nCONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_PAGES={pages}\n"
 PAGES_A, PAGES_B, PAGES_C = 18, 24, 18
 
-BOOT_LIMIT_S = 30.0
-UPDATE_LIMIT_S = 120.0
-REST_LIMIT_S = 10.0
-STOP_LIMIT_S = 10.0
+BOOT_LIMIT_S = 20.0
+UPDATE_LIMIT_S = 15.0  # a client that gets no answer for 10 s has failed anyway
+REST_LIMIT_S = 5.0
+STOP_LIMIT_S = 10.0  # the host gives its domain half of that
 POLL_S = 0.01
 LAST_WORDS = 3  # lines
 
@@ -75,6 +77,7 @@ class HostedWorld:
         self._rundir = folder / "run"
         self._log = folder / "host.log"
         self._host: subprocess.Popen[bytes] | None = None
+        self._domain_fd = -1  # its process, which stays the same over updates
         self._version = ""
 
     @property
@@ -98,7 +101,9 @@ class HostedWorld:
         deadline_s = time.monotonic() + BOOT_LIMIT_S
         while True:
             try:
-                self._version = str(self._status()["domain"]["version"])
+                domain = self._status()["domain"]
+                self._version = str(domain["version"])
+                self._hold(domain["pid"])
             except XenliveError:
                 self._version = ""
             if self._version:
@@ -160,6 +165,8 @@ class HostedWorld:
         host = self._host
         if host is None:
             return
+        self._signal_domain(signal.SIGCONT)  # one that was stopped would not see its end come
+        host.send_signal(signal.SIGCONT)
         host.terminate()
         try:
             host.wait(STOP_LIMIT_S)
@@ -167,6 +174,21 @@ class HostedWorld:
             host.kill()
             host.wait()
         self._host = None
+        self._signal_domain(signal.SIGKILL)  # as a rule it is gone
+        if self._domain_fd >= 0:
+            os.close(self._domain_fd)
+            self._domain_fd = -1
+
+    def _signal_domain(self, number: signal.Signals) -> None:
+        if self._domain_fd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._domain_fd, number)
+
+    def _hold(self, pid: int | None) -> None:
+        """Keeps hold of the domain's process, so that no other of its number is ever meant."""
+        if pid is not None and self._domain_fd < 0:
+            with contextlib.suppress(ProcessLookupError):
+                self._domain_fd = os.pidfd_open(pid)
 
     def _status(self) -> dict[str, Any]:
         return host_status(str(self._rundir))

@@ -275,6 +275,9 @@ class Load:
     def _try_new_connection(self) -> bool:
         """Whether the door is still open: someone who was never here reads a node."""
         failed = self._tally.failed
+        if all(connection.lost for connection in self._loop.connections):
+            self._tally.note("a new connection: not tried, no old one is left")
+            return False
         try:
             visitor = self._loop.connect(self._plan.socket_path, "visitor")
         except OSError as error:

@@ -10,7 +10,8 @@ system-wide monotonic clock, so that they can be laid over what other processes 
 
 **Invariants.** A connection that broke is never made anew: it counts as lost, its unanswered
 requests as failed, and its script ends. A server that doesn't answer for `limit_s` breaks the
-connection: nothing here waits for ever. Answers come in the order of requests and carry their
+connection, and all of them if nobody hears anything for so long: nothing here waits for ever, and
+not for one connection after the other. Answers come in the order of requests and carry their
 req_id and tx_id; one that doesn't breaks the connection too.
 """
 
@@ -91,6 +92,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
+        self._heard_s = 0.0  # when the server last said anything to anybody
         self._call_in(CHECK_EVERY_S, self._find_stuck)
 
     # -- connections -----------------------------------------------------------------------------
@@ -197,9 +199,11 @@ class Loop:
     def _find_stuck(self) -> None:
         """A server that stopped answering: every request has its time limit."""
         now_s = time.monotonic()
-        for connection in self.connections:
-            if connection.waiting and now_s - connection.asked_s > self._limit_s:
-                self._lose(connection, f"no answer for {self._limit_s:g} s")
+        late = [c for c in self.connections if c.waiting and now_s - c.asked_s > self._limit_s]
+        if late and now_s - self._heard_s > self._limit_s:
+            late = list(self.connections)
+        for connection in late:
+            self._lose(connection, f"no answer for {self._limit_s:g} s")
         self._call_in(CHECK_EVERY_S, self._find_stuck)
 
     # -- one connection --------------------------------------------------------------------------
@@ -284,6 +288,7 @@ class Loop:
         if not data:
             self._lose(connection, "closed by the server")
             return
+        self._heard_s = time.monotonic()
         for message in messages:
             self._take(connection, message)
             if connection.lost:
