@@ -81,6 +81,22 @@ def test_json(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_gets_plain_drawings(tmp_path: Path, encoding: str) -> None:
+    done = subprocess.run(
+        command(*SIZE),
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = done.stdout.decode("ascii")
+    assert "PASSED" in said
+    assert f"{__version__}+b -> {__version__}+c" in said
+    assert "\\" not in said
+    assert "?" not in said.partition("\n")[2]  # the first line is a question
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with started(tmp_path) as demo:

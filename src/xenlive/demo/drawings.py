@@ -52,10 +52,16 @@ class Marks:
     right: str
     good: str
     bad: str
+    to: str
+    spinner: str  # rich's name of what moves while one waits
+
+    def plain(self, text: str) -> str:
+        """Text of ours in these characters."""
+        return text.replace(UNICODE.to, self.to)
 
 
-UNICODE = Marks("█", "▏", "├", "─", "┤", "✓", "✗")
-ASCII = Marks("#", "|", "|", "-", "|", "ok  ", "FAIL")
+UNICODE = Marks("█", "▏", "├", "─", "┤", "✓", "✗", "→", "dots")
+ASCII = Marks("#", "|", "|", "-", "|", "ok  ", "FAIL", "->", "line")
 
 
 def marks_for(encoding: str) -> Marks:
@@ -148,7 +154,7 @@ def draw_checks(checks: Sequence[Check], width: int, marks: Marks = UNICODE) -> 
     lines = []
     for check in checks:
         mark = Text(marks.good, "green") if check.ok else Text(marks.bad, "bold red")
-        words = _wrap(check.detail, max(10, width - indent))
+        words = _wrap(marks.plain(check.detail), max(10, width - indent))
         head = Text.assemble("  ", mark, " ", (check.name.ljust(names), "bold"), "  ")
         head.append(words[0], "" if check.ok else "red")
         lines.append(head)

@@ -39,7 +39,7 @@ class Story(Audience):
         if not self._console.is_terminal:
             return
         if self._status is None:
-            self._status = self._console.status(what)
+            self._status = self._console.status(what, spinner=self._marks.spinner)
             self._status.start()
         else:
             self._status.update(what)
@@ -73,9 +73,7 @@ class Story(Audience):
         if not report.ok:
             self._say(Text(f"Update {name} failed: {report.reason}", "bold red"))
             return
-        versions = f"{report.from_version} → {report.to_version}"
-        if self._marks.full == "#":
-            versions = versions.replace("→", "->")
+        versions = f"{report.from_version} {self._marks.to} {report.to_version}"
         self._say(Text.assemble((f"Update {name}", "bold"), f"   {versions}"))
         for line in draw_timeline(update, self._width, self._marks):
             self._say(line)
