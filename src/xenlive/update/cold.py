@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from xenlive.stubdom.clients import ClientLoop
     from xenlive.update.issuer import Issuer
 
+#: Seconds that a silent backend may hold all clients up before the update is given up.
+BACKEND_TIMEOUT_S = 3.0
+
 #: The word by which a kernel that came back finds whom to tell: `issuer=FD`.
 ISSUER_WORD = "issuer="
 
@@ -130,11 +133,15 @@ class ColdUpdate:
             fd_of=fds.__getitem__,
         )
         self._copy = self._domain.machine.new_copy()
+        patience_s = self._front.timeout_s
+        self._front.timeout_s = BACKEND_TIMEOUT_S
         try:
             self._front.write_file(STATE_FILE, self._copied(state))
         except BaseException:
             self._domain.machine.drop_copy(self._copy)
             raise
+        finally:
+            self._front.timeout_s = patience_s
         self._domain.machine.milestone("dumped")
 
     def _copied(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
