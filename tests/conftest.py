@@ -2,16 +2,56 @@
 
 A test marked `peer` needs Debian's packages and gcc. Without them it is skipped; with
 `XENLIVE_REQUIRE_PEERS=1`, as in CI, it fails instead, so that a machine set up badly is no success.
+
+A test that hangs fails after `LIMIT_S`, wherever it waits, and what it does to clean up is
+interrupted too if that hangs in its turn: a run of all tests always comes to its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from peer.c_daemon import CDaemon
 from peer.tools import INSTALL_HINT, build_xsbench, missing_peers, peers_required
+
+#: Far more than any test takes on a busy machine.
+LIMIT_S = 300.0
+AGAIN_S = 10.0
+
+
+@contextmanager
+def limited(what: str) -> Iterator[None]:
+    """Raises in whatever takes longer than `LIMIT_S`, and again until it gives up."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"{what} has not ended after {LIMIT_S:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S, AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """The test itself."""
+    with limited(item.nodeid):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """What its fixtures do at the end."""
+    with limited(f"the end of {item.nodeid}"):
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -35,14 +35,14 @@ def served(handler: Handler, *, timeout_s: float | None = None) -> Iterator[Xens
                     head = xs_wire.XSD_SOCKMSG.pack(kind, number, tx, len(payload))
                     theirs.sendall(head + payload)
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         with Xenstore(ours, timeout_s=timeout_s) as store:
             yield store
     finally:
         ours.close()
-        thread.join()
+        thread.join(30)
 
 
 def test_events_between_answers_are_kept_in_order() -> None:
@@ -210,9 +210,10 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="unavailable"):
                 Xenstore.connect(path, connect_timeout_s=0.01)
             accepting = threading.Timer(0.02, lambda: listener.accept()[0].close())
+            accepting.daemon = True
             accepting.start()
             Xenstore.connect(path).close()
-            accepting.join()
+            accepting.join(30)
 
 
 @pytest.mark.parametrize(

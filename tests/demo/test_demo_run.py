@@ -74,7 +74,9 @@ class CWorld(FakeWorld):
 
     def update(self, image: Image) -> UpdateReport:
         command = [str(xenstore_control()), "live-update", "-t", "10", str(c_xenstored())]
-        done = subprocess.run(command, env=self.daemon.environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=self.daemon.environment, capture_output=True, text=True, timeout=60
+        )
         if done.returncode:
             return failed_report(VERSIONS[self.updates], done.stderr or done.stdout)
         return super().update(image)
