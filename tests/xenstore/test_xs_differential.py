@@ -2,9 +2,10 @@
 
 Random sequences from a seed, two clients with watches and overlapping transactions. After each
 request both clients ask a harmless one, so that all events have come before the next. Left out is
-what is known to differ from 4.17: special nodes, depths of watches, UNWATCH of what
-is no path, domain ids that are none (`docs/differences.md` has all of them). A transaction that removes a tree which others have changed is in conflict already; there the C daemon
-answers EIO or EINVAL, ours goes on, and both refuse the commit.
+what is known to differ from 4.17 (`docs/differences.md`): special nodes, depths of watches, UNWATCH
+of what is no path, domain ids that are none. A transaction that removes a tree which others have
+changed is in conflict already; there the C daemon answers EIO or EINVAL, ours
+goes on, and both refuse the commit.
 """
 
 from __future__ import annotations
