@@ -3,7 +3,7 @@
     main ─▶ SIGINT leaves at once ─▶ import click and the command ─▶ SIGINT as always ─▶ run
 
 Until the imports are done there is nothing to clean up, and Python would answer Ctrl-C with a
-traceback of whatever was being imported.
+traceback of whatever was being imported. (Its own start, before any line of ours, is its own.)
 
 **Invariants.** Importing this module imports nothing else of ours and changes nothing. A SIGINT
 that whoever started us has set to be ignored stays ignored.
@@ -12,13 +12,15 @@ that whoever started us has set to be ignored stays ignored.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from types import FrameType
     from typing import NoReturn
+else:
+    import _signal as signal  # `signal` itself imports half a dozen modules first
 
 EXIT_INTERRUPTED = 130
 
