@@ -154,8 +154,13 @@ import select
 poll = select.poll()
 poll.register(machine._doorbells[device.port][0], select.POLLOUT)
 assert poll.poll(20_000)
-# The other stays full while the host rings it, until `stat` takes all its rings as one.
-front.stat("/")
+# The other stays full: nobody takes the host's rings.
+from xenlive.errors import XenliveError
+type(machine).wait = lambda self, port, timeout_s: False
+try:
+    front.stat("/")
+except XenliveError:
+    pass
 """
     with serving(tmp_path, act=act) as server:
         assert status(server)["ninepfs"]["connected"]
