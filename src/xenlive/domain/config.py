@@ -13,7 +13,7 @@ accepted as they are, with the one line in them that is no CONFIG item, `XEN_INT
 
 On a command line an item is a word. Alone it replaces that item of the configuration below it; with
 the word `CONFIG=whole` beside it all such words together are the configuration, and what was below
-is forgotten. Why a word: an item that a file leaves out is off, and that can't be said item by item.
+is forgotten. Why a word: an item that a file leaves out is off, and no item by itself can say that.
 
 **Invariants.** Whatever can't be meant is a ConfigError that names the line: an item twice, a line
 that is no item, a number below 0 or above 32 bits, an item that the kernel knows as what it is not

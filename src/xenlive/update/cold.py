@@ -138,7 +138,7 @@ class ColdUpdate:
         try:
             self._front.write_file(STATE_FILE, self._copied(state))
         except BaseException:
-            self._domain.machine.drop_copy(self._copy)
+            self._remove_dump()
             raise
         finally:
             self._front.timeout_s = patience_s
