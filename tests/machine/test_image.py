@@ -9,7 +9,7 @@ import pytest
 from conformance.servers import XenliveServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.hosts import make_image, status, update
+from machine.hosts import make_image, status, update, xenlive
 
 from xenlive.client.blocking import Xenstore
 from xenlive.errors import UpdateError
@@ -97,6 +97,29 @@ def test_coming_back_does_not_depend_on_how_a_kernel_ends(
         assert answer.stderr.count("\n") == 1
         assert store.read("/kept") == b"1"
         assert status(server)["updates_failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (None, "not accessible"),
+        ("def (", "SyntaxError"),
+        ("raise SystemExit('not today')", "not today"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)
+def test_a_first_kernel_that_does_not_boot_ends_the_host_with_its_reason(
+    tmp_path: Path, code: str | None, why: str
+) -> None:
+    image = tmp_path / "image"
+    if code is not None:
+        make_image(image, code)
+    answer = xenlive("up", "--rundir", tmp_path / "deep" / "run", image)
+    assert answer.returncode == 1
+    assert why in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "Xenstore on" not in answer.stdout
+    assert not (tmp_path / "deep").exists()
 
 
 STATE = "run/9pfs/xenstore-state"

@@ -13,8 +13,8 @@ import click
 
 from xenlive.cli.options import rundir_option
 from xenlive.domain.config import Config
-from xenlive.errors import ConfigError
-from xenlive.machine.hosted.image import installed_image
+from xenlive.errors import ConfigError, UpdateError
+from xenlive.machine.hosted.image import installed_image, validate_image
 
 #: Many times what Mini-OS' configuration files have.
 CONFIG_MAX_BYTES = 64 << 10
@@ -108,13 +108,26 @@ def up_command(
     from xenlive.machine.hosted.host import Host
 
     options = read_config(config)
+    boots = image_path(image)
+    try:
+        validate_image(boots)
+    except UpdateError as error:
+        raise ConfigError(boots, 0, error.why) from None
+
+    def announce(version: str) -> None:
+        with contextlib.suppress(OSError):
+            print(
+                f"Xenstore on {host.socket_path}, run directory {host.rundir}, kernel {version}",
+                flush=True,
+            )
+
     with Host(
         str(rundir),
         socket_path=str(socket_path) if socket_path is not None else None,
         options=options,
         ram_bytes=memory,
-        image=image_path(image),
+        image=boots,
         log=_log,
+        on_running=announce,
     ) as host:
-        print(f"Xenstore on {host.socket_path}, run directory {host.rundir}", flush=True)
         return host.run()

@@ -61,12 +61,14 @@ class Host:
         ram_bytes: int = DEFAULT_RAM_BYTES,
         image: str | None = None,
         log: Callable[[str], None] = lambda line: None,
+        on_running: Callable[[str], None] = lambda version: None,
     ) -> None:
         self.rundir = os.path.abspath(rundir)
         self.socket_path = os.path.abspath(socket_path or os.path.join(self.rundir, "socket"))
         self.image = image or installed_image()
         self.cmdline = " ".join(options)
         self.log = log
+        self.on_running = on_running
         self.timeline = Timeline()
         self.ram_bytes = ram_bytes
         self.domain: HostedDomain
@@ -255,7 +257,10 @@ class Host:
         self.stop(1)
 
     def _milestone(self, name: str, when_ns: int) -> None:
+        before = self.timeline.version
         self.timeline.note(name, min(when_ns, time.monotonic_ns()))
+        if not before and self.timeline.version:
+            self.on_running(self.timeline.version)
 
     # -- devices ---------------------------------------------------------------------------------
 

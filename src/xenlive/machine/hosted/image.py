@@ -132,8 +132,14 @@ try:
     if loaded and channel == "{PREFLIGHT}":
         save_modules()
 except BaseException as error:
-    if committed or not fallback:
+    if committed:
         raise
+    if not fallback:
+        # Nobody to come back: the reason, in one line, is all there is to leave.
+        why = tell(error).removeprefix("SystemExit: ")
+        if why:
+            print(why, file=sys.stderr)
+        raise SystemExit(1) from None
     _signal.setitimer(_signal.ITIMER_REAL, 0)
     execv(path, [*come_back, "", "", tell(error), ""])
 """

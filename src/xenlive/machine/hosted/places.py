@@ -36,9 +36,14 @@ _RAM_LINK = re.compile(r"/proc/\d+/fd/\d+")
 
 def claim_rundir(rundir: str, cleanup: contextlib.ExitStack) -> None:
     """Makes `rundir` if need be and locks it; ConfigError if it can't be ours or is taken."""
-    if not os.path.isdir(rundir):
-        os.makedirs(rundir, 0o700)
-        cleanup.callback(_remove_if_empty, rundir)
+    missing = []
+    parent = rundir
+    while not os.path.isdir(parent) and parent != os.path.dirname(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    for folder in reversed(missing):
+        os.mkdir(folder, 0o700)
+        cleanup.callback(_remove_if_empty, folder)
     fd = os.open(rundir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     cleanup.callback(os.close, fd)
     if os.fstat(fd).st_uid != os.getuid():
