@@ -175,6 +175,6 @@ def test_gap_is_measured_to_its_end(socket_path: Path) -> None:
         assert resting.wait(5)
         gap = load.gap()
         assert rested.is_set()
-    assert gap.silence_ms >= 200
-    assert gap.wait_ms >= 200
-    assert gap.median_ms >= 150
+    # One asked when the rest began and not measured to its end would be near 0. A request's time is
+    # taken after it was written, so the server may have rested a little before.
+    assert min(gap.silence_ms, gap.wait_ms, gap.median_ms) >= 150
