@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conformance.servers import XenliveServer
-from machine.hosts import make_image, status, update, xenlive
+from machine.hosts import descriptors_of, make_image, status, update, xenlive
 
 from xenlive.client.blocking import Xenstore
 from xenlive.client.codec import WatchEvent
+from xenlive.machine.hosted.image import installed_image
 
 REAL = "sys.argv[1] != '--preflight'"
 
@@ -71,6 +73,20 @@ def test_updates_leave_no_descriptors_behind(server: XenliveServer, store: Xenst
         serves_on(store)
         counts.append(len(os.listdir(f"/proc/{pid}/fd")))
     assert len(set(counts)) == 1, counts
+
+
+def test_updates_in_a_row_without_a_pause_leave_nothing_either(
+    server: XenliveServer, store: Xenstore
+) -> None:
+    pid = status(server)["domain"]["pid"]
+    for _ in range(6):
+        assert store.control("live-update", "-f", installed_image()) == "OK"
+        assert store.control("live-update", "-s") == "OK"
+    serves_on(store)
+    until_s = time.monotonic() + 20
+    while any("xenlive-state" in what for what in descriptors_of(pid)):
+        assert time.monotonic() < until_s, "a copy of the state was left behind"
+        time.sleep(0.05)
 
 
 def test_what_an_image_runs_is_given_none_of_the_domains_descriptors(

@@ -73,7 +73,7 @@ def _image_config(image: str) -> str:
 class Kernel:
     """A booted kernel with its serve loop; `run` returns when the host is gone."""
 
-    __slots__ = ("domain", "listen_fd", "loop", "machine", "verb")
+    __slots__ = ("_untidy", "domain", "listen_fd", "loop", "machine", "verb")
 
     def __init__(
         self, machine: HostedGuest, domain: StubDomain, image: str, came_back_because: str
@@ -91,6 +91,8 @@ class Kernel:
         self.listen_fd = listen_fd
         self.verb = LiveUpdateVerb(domain, self.loop, image, listen_fd)
         self.verb.register()
+        self.verb.before_freeze = self._tidy
+        self._untidy = domain.is_update
         domain.server.control[b"xenlive-status"] = self._status
         if came_back_because:
             self.verb.undo_after_fallback(came_back_because)
@@ -110,7 +112,10 @@ class Kernel:
         self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._tidy)
 
     def _tidy(self) -> None:
-        """What an update leaves behind, and no client needs to wait for."""
+        """What an update leaves behind, and no client needs to wait for; the next one must not."""
+        if not self._untidy:
+            return
+        self._untidy = False
         fds = [fd for _, fd in self.loop.connections()]
         self.machine.close_on_kexec([self.listen_fd, *fds])
         if self.domain.copy is not None:

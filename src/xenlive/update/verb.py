@@ -25,6 +25,8 @@ from xenlive.update.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
     from xenlive.xenstore.connection import Connection
@@ -45,6 +47,7 @@ class LiveUpdateVerb:
         "_loop",
         "_preflights",
         "_session",
+        "before_freeze",
         "fail_at",
     )
 
@@ -55,6 +58,8 @@ class LiveUpdateVerb:
         self._listen_fd = listen_fd
         self._session: Session | None = None
         self._preflights: list[Preflight] = []
+        #: Called right before clients have to wait: the last moment for work that can't be left.
+        self.before_freeze: Callable[[], None] = _nothing
         #: A step of the next update that is to fail, for tests.
         self.fail_at = ""
 
@@ -155,7 +160,7 @@ class LiveUpdateVerb:
         if session is None or session.owner is not connection or session.is_started:
             return encode_text("Not in live-update session.")
         session.fail_at = self.fail_at
-        session.before_freeze = self._cut_preflights_short
+        session.before_freeze = self._prepare
         session.start(Issuer(self._domain, self._loop, connection, request), timeout_s, force)
         return None
 
@@ -187,8 +192,13 @@ class LiveUpdateVerb:
         preflight.start()
         return None
 
-    def _cut_preflights_short(self) -> None:
-        """Answers those under way: the next kernel knows nothing of them."""
+    def _prepare(self) -> None:
+        """Answers the preflights under way: the next kernel knows nothing of them."""
+        self.before_freeze()
         for preflight in self._preflights:
             preflight.give_up("an update came in between; try again")
         self._preflights.clear()
+
+
+def _nothing() -> None:
+    pass
