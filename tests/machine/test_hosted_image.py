@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +13,12 @@ import pytest
 from conformance.servers import XenliveServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.hosts import make_image, status, update, xenlive
+from machine.hosts import descriptors_of, make_image, status, update, xenlive
 
 from xenlive.client.blocking import Xenstore
 from xenlive.errors import UpdateError
 from xenlive.machine.guest import LoadedImage
-from xenlive.machine.hosted.image import validate_image
+from xenlive.machine.hosted.image import installed_image, validate_image
 from xenlive.machine.hosted.trial import parse_answer
 
 REAL = "sys.argv[1] != '--preflight'"
@@ -156,4 +160,66 @@ def test_coming_back_does_not_depend_on_the_device(server: XenliveServer, tmp_pa
         answer = update(server)
         assert answer.returncode == 1
         assert "device" in answer.stderr
+        assert store.read("/kept") == b"1"
+
+
+BROKEN = f"if {REAL}: raise ValueError('broken')"
+
+
+def started_from(image: Path, tmp_path: Path) -> XenliveServer:
+    """A host whose first kernel came from `image` and has had the time to keep its code."""
+    server = XenliveServer(tmp_path / "run", image=image)
+    server.start()
+    pid = status(server)["domain"]["pid"]
+    until_s = time.monotonic() + 20
+    while not any("xenlive-image" in what for what in descriptors_of(pid)):
+        assert time.monotonic() < until_s, "the running code was never kept"
+        time.sleep(0.02)
+    return server
+
+
+@pytest.mark.parametrize("fate", ["removed", "broken", "replaced"])
+def test_what_comes_back_is_the_kernel_that_ran_whatever_became_of_its_files(
+    tmp_path: Path, fate: str
+) -> None:
+    image = make_image(tmp_path / "image")
+    server = started_from(image, tmp_path)
+    try:
+        with Xenstore.connect(server.socket_path, timeout_s=60.0) as store:
+            store.write("/kept", "1")
+            for _ in range(2):
+                shutil.rmtree(image)
+                if fate == "broken":
+                    make_image(image, BROKEN)
+                elif fate == "replaced":
+                    make_image(image, after="kernel.__version__ = '9'")
+                bad = make_image(tmp_path / f"bad-{time.monotonic_ns()}", BROKEN)
+                answer = update(server, image if fate == "broken" else bad)
+                assert answer.returncode == 1
+                assert "broken" in answer.stderr
+                assert store.read("/kept") == b"1"
+                assert status(server)["domain"]["version"] != "9"
+                if not image.exists():
+                    image.mkdir()
+            assert update(server).returncode == 0
+            assert store.read("/kept") == b"1"
+    finally:
+        server.stop()
+
+
+def test_an_update_goes_on_after_one_that_the_backend_slept_through(
+    server: XenliveServer,
+) -> None:
+    with Xenstore.connect(server.socket_path, timeout_s=60.0) as store:
+        store.write("/kept", "1")
+        assert store.control("live-update", "-f", installed_image()) == "OK"
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            answer = store.control("live-update", "-s")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert "no answer" in answer
+        assert store.read("/kept") == b"1"
+        answer = update(server).stderr
+        assert answer == ""
         assert store.read("/kept") == b"1"

@@ -92,14 +92,13 @@ def test_updates_in_a_row_without_a_pause_leave_nothing_either(
 def test_what_an_image_runs_is_given_none_of_the_domains_descriptors(
     server: XenliveServer, store: Xenstore, tmp_path: Path
 ) -> None:
-    assert update(server).returncode == 0
     tell = "import os; print(sorted(os.listdir('/proc/self/fd'))); raise SystemExit(1)"
-    curious = make_image(tmp_path / "curious", tell)
-    # Three streams, the memfd for its code, and the listing itself. What an update leaves to
-    # tidy is tidied soon after it, so the answer may take some tries.
-    due = "['0', '1', '2', '3', '4']"
-    answers = (update(server, curious).stderr for _ in range(20))
-    assert any(due in answer for answer in answers)
+    curious = str(make_image(tmp_path / "curious", tell))
+    for image in (installed_image(), curious):  # one right after the other
+        assert store.control("live-update", "-f", image) == "OK"
+        answer = store.control("live-update", "-s")
+    # Three streams, the memfd for its code, and the listing itself.
+    assert "['0', '1', '2', '3', '4']" in answer
     serves_on(store)
 
 

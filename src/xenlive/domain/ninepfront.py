@@ -114,6 +114,18 @@ class NinePFront:
 
     # -- handing over ----------------------------------------------------------------------------
 
+    def settle(self) -> bool:
+        """Takes what the backend answered too late; whether the rings are at rest now."""
+        if self._broken is not None:
+            return False
+        try:
+            while self._move():
+                self.device.events.notify(self.device.port)
+            pending = self.device.requests.queued() + self.device.replies.available()
+        except PeerError:
+            return False
+        return self._files.is_idle and not pending
+
     def save(self) -> None:
         """Writes down where the rings stand, for the next kernel. UpdateError if not at rest."""
         if self._broken is not None:

@@ -20,7 +20,13 @@ from xenlive import __version__  # noqa: E402
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS  # noqa: E402
 from xenlive.errors import BootError, XenliveError  # noqa: E402
 from xenlive.machine.hosted.guest import HostedGuest  # noqa: E402
-from xenlive.machine.hosted.image import PREFLIGHT, commit_entry  # noqa: E402
+from xenlive.machine.hosted.image import (  # noqa: E402
+    PREFLIGHT,
+    commit_entry,
+    drop_fallback_code,
+    handed_code,
+    running_code,
+)
 from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
@@ -89,7 +95,7 @@ class Kernel:
                 self.loop.adopt(connection, fd)
         self.loop.watch_fd(machine.channel_fd, self._host_gone)
         self.listen_fd = listen_fd
-        self.verb = LiveUpdateVerb(domain, self.loop, image, listen_fd)
+        self.verb = LiveUpdateVerb(domain, self.loop, image, __version__, listen_fd)
         self.verb.register()
         self.verb.before_freeze = self._tidy
         self._untidy = domain.is_update
@@ -101,9 +107,13 @@ class Kernel:
         """Takes over, then serves until the host is gone."""
         gc.freeze()
         commit_entry()
+        fds = [fd for _, fd in self.loop.connections()]
+        self.machine.close_on_kexec([self.listen_fd, *handed_code(), *fds])
         self.machine.milestone(f"running {__version__}")
         if self.domain.is_update:
             self.loop.on_first_reply = self._first_reply
+        else:
+            self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._keep_code)
         self.loop.run()
         self.verb.close()
 
@@ -111,13 +121,19 @@ class Kernel:
         self.machine.milestone("first-reply")
         self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._tidy)
 
+    def _keep_code(self) -> None:
+        """Files may change while a kernel runs; what would come back is this one."""
+        try:
+            running_code()
+        except OSError as error:
+            self.machine.console(f"the running code is not kept, only its files: {error}")
+
     def _tidy(self) -> None:
         """What an update leaves behind, and no client needs to wait for; the next one must not."""
         if not self._untidy:
             return
         self._untidy = False
-        fds = [fd for _, fd in self.loop.connections()]
-        self.machine.close_on_kexec([self.listen_fd, *fds])
+        drop_fallback_code()
         if self.domain.copy is not None:
             self.machine.drop_copy(self.domain.copy)
         front = self.domain.front

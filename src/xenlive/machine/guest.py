@@ -109,6 +109,10 @@ class GuestMachine(EventChannels):
         """
         raise NotImplementedError
 
+    def running_image(self, image: str, version: str) -> LoadedImage:
+        """The running kernel, as it can come back: its code is kept from now on."""
+        raise NotImplementedError
+
     def unload(self, loaded: LoadedImage) -> None:
         """Forgets an image that is not to be entered after all."""
         raise NotImplementedError
@@ -133,7 +137,7 @@ class GuestMachine(EventChannels):
         self,
         loaded: LoadedImage,
         start_info: PhysAddr,
-        fallback: str,
+        fallback: LoadedImage,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:

@@ -155,6 +155,10 @@ class SimMachine(GuestMachine):
         loop.call_at(self.now_s() + 0.05, loading.answer)
         return loading
 
+    def running_image(self, image: str, version: str) -> LoadedImage:
+        """The image by its name."""
+        return LoadedImage(image, version, XS_STATE_READ_VERSIONS)
+
     def unload(self, loaded: LoadedImage) -> None:
         """Nothing is held."""
 
@@ -179,12 +183,12 @@ class SimMachine(GuestMachine):
         self,
         loaded: LoadedImage,
         start_info: PhysAddr,
-        fallback: str,
+        fallback: LoadedImage,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:
         """Leaves the kernel for good: raises Entered."""
-        raise Entered(loaded.image, start_info, fallback, fallback_start_info)
+        raise Entered(loaded.image, start_info, fallback.image, fallback_start_info)
 
     # -- event channels: the hypervisor's own ----------------------------------------------------
 

@@ -46,7 +46,7 @@ class SimKernel:
         if self.domain.loaded is not None:
             for connection, fd in self.domain.loaded.connections:
                 self.loop.adopt(connection, fd)
-        self.verb = LiveUpdateVerb(self.domain, self.loop, image, listen_fd=3)
+        self.verb = LiveUpdateVerb(self.domain, self.loop, image, image, listen_fd=3)
         self.verb.register()
         if came_back:
             self.verb.undo_after_fallback(came_back)

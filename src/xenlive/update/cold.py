@@ -17,7 +17,8 @@ handed-over pages. The state on the device is complete before the record says wh
 from __future__ import annotations
 
 from xenlive.domain.ninepdevice import validate_device
-from xenlive.errors import BootError, ImageError, UpdateError, XenliveError
+from xenlive.domain.ninepfront import NinePFront
+from xenlive.errors import BootError, ImageError, PeerTimeout, UpdateError, XenliveError
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.stages import Stages
 from xenlive.kexec.start_info import build_start_info
@@ -29,7 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from xenlive.domain.ninepfront import NinePFront
     from xenlive.machine.guest import LoadedImage
     from xenlive.stubdom.boot import StubDomain
     from xenlive.stubdom.clients import ClientLoop
@@ -43,7 +43,7 @@ ISSUER_WORD = "issuer="
 
 
 class ColdUpdate:
-    """One attempt to hand `domain` over from `old_image` to the image that is `loaded`."""
+    """One attempt to hand `domain` over from the `running` image to the one that is `loaded`."""
 
     __slots__ = (
         "_blocks",
@@ -56,8 +56,8 @@ class ColdUpdate:
         "_loaded",
         "_loop",
         "_module",
-        "_old_image",
         "_old_record",
+        "_running",
         "stages",
     )
 
@@ -66,7 +66,7 @@ class ColdUpdate:
         domain: StubDomain,
         loop: ClientLoop,
         *,
-        old_image: str,
+        running: LoadedImage,
         loaded: LoadedImage,
         cmdline: str,
         issuer: Issuer,
@@ -77,7 +77,7 @@ class ColdUpdate:
         self._loop = loop
         self._module: KexecModule = module
         self._front: NinePFront = front
-        self._old_image = old_image
+        self._running = running
         self._loaded = loaded
         self._cmdline = cmdline
         self._issuer = issuer
@@ -137,6 +137,10 @@ class ColdUpdate:
         self._front.timeout_s = BACKEND_TIMEOUT_S
         try:
             self._front.write_file(STATE_FILE, self._copied(state))
+        except PeerTimeout:
+            # Clients wait: who did not answer is not asked again. The next dump replaces the file.
+            self._domain.machine.drop_copy(self._copy)
+            raise
         except BaseException:
             self._remove_dump()
             raise
@@ -184,7 +188,7 @@ class ColdUpdate:
     def _kexec(self) -> None:
         keep = [self._listen_fd, self._copy, *(fd for _, fd in self._loop.connections())]
         self._domain.machine.kexec(
-            self._loaded, self._blocks[0], self._old_image, self._blocks[1], keep
+            self._loaded, self._blocks[0], self._running, self._blocks[1], keep
         )
 
 
@@ -199,6 +203,27 @@ def handed_over(domain: StubDomain) -> tuple[KexecModule, NinePFront]:
             "device", "this kernel has no 9pfs device; it needs CONFIG_9PFRONT and 18 module pages"
         )
     return domain.module, domain.front
+
+
+def settle_device(domain: StubDomain) -> None:
+    """Brings the rings to rest after a backend that was silent for too long.
+
+    Late answers are taken; if that is not enough, the rings start over. XenliveError if the backend
+    does not play along.
+    """
+    module, front = handed_over(domain)
+    if front.settle():
+        return
+    machine = domain.machine
+    domain.front = NinePFront.resume(
+        machine.memory,
+        module,
+        front.device.record,
+        domain.grants,
+        machine,
+        timeout_s=BACKEND_TIMEOUT_S,
+        reconnect=machine.connect_ninepfs,
+    )
 
 
 def check_device(domain: StubDomain) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.errors import UpdateError
-from xenlive.update.cold import ColdUpdate, handed_over, plain_words
+from xenlive.update.cold import ColdUpdate, handed_over, plain_words, settle_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Session:
         "_old_image",
         "_started_s",
         "_timeout_s",
+        "_version",
         "before_freeze",
         "closed",
         "cmdline",
@@ -73,6 +74,7 @@ class Session:
         image: str,
         *,
         old_image: str,
+        version: str,
         listen_fd: int,
     ) -> None:
         self._domain = domain
@@ -84,6 +86,7 @@ class Session:
         self.fail_at = ""
         self.before_freeze: Callable[[], None] = _nothing
         self._old_image = old_image
+        self._version = version
         self._listen_fd = listen_fd
         self._issuer: Issuer | None = None
         self._loading: Loading | None = None
@@ -182,10 +185,12 @@ class Session:
                 raise UpdateError("session", "it was never started")
             self.before_freeze()
             cmdline = self._domain.cmdline if self.cmdline is None else self.cmdline
+            machine = self._domain.machine
+            settle_device(self._domain)
             attempt = ColdUpdate(
                 self._domain,
                 self._loop,
-                old_image=self._old_image,
+                running=machine.running_image(self._old_image, self._version),
                 loaded=self._loaded,
                 cmdline=plain_words(cmdline),
                 issuer=self._issuer,

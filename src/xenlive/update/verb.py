@@ -47,14 +47,18 @@ class LiveUpdateVerb:
         "_loop",
         "_preflights",
         "_session",
+        "_version",
         "before_freeze",
         "fail_at",
     )
 
-    def __init__(self, domain: StubDomain, loop: ClientLoop, image: str, listen_fd: int) -> None:
+    def __init__(
+        self, domain: StubDomain, loop: ClientLoop, image: str, version: str, listen_fd: int
+    ) -> None:
         self._domain = domain
         self._loop = loop
         self._image = image
+        self._version = version
         self._listen_fd = listen_fd
         self._session: Session | None = None
         self._preflights: list[Preflight] = []
@@ -121,6 +125,7 @@ class LiveUpdateVerb:
             connection,
             image,
             old_image=self._image,
+            version=self._version,
             listen_fd=self._listen_fd,
         )
         return "OK"

@@ -24,10 +24,11 @@ import struct
 import sys
 import time
 
+from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.errors import BootError, HypercallError, UpdateError
-from xenlive.machine.guest import GuestMachine
+from xenlive.machine.guest import GuestMachine, LoadedImage
 from xenlive.machine.hosted import hypercall as hc
-from xenlive.machine.hosted.image import LOAD_END, entry_command, validate_image
+from xenlive.machine.hosted.image import LOAD_END, entry_command, running_code, validate_image
 from xenlive.machine.hosted.trial import Trial
 from xenlive.memory.guest import GuestMemory
 
@@ -35,10 +36,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from xenlive.machine.guest import EventLoop, LoadedImage, Loading
+    from xenlive.machine.guest import EventLoop, Loading
     from xenlive.memory.address import PhysAddr
 
 _FDS_MAX = 4
+
+#: A domain does not outlive its hypervisor; this is all there is to say.
+HOST_GONE = "the host process is gone, and so is its domain"
 
 
 class HostedGuest(GuestMachine):
@@ -76,7 +80,7 @@ class HostedGuest(GuestMachine):
         self, op: int, a0: int = 0, a1: int = 0, a2: int = 0, want_fds: int = 0
     ) -> tuple[tuple[int, int, int, int], list[int]]:
         name = hc.NAMES[op]
-        self._channel.send(hc.CALL.pack(op, a0, a1, a2, 0))
+        self._send(hc.CALL.pack(op, a0, a1, a2, 0))
         room = _socket.CMSG_SPACE(4 * _FDS_MAX) if want_fds else 0
         packet, ancillary, _flags, _ = self._channel.recvmsg(
             hc.ANSWER.size, room, _socket.MSG_CMSG_CLOEXEC
@@ -95,7 +99,13 @@ class HostedGuest(GuestMachine):
         return (v0, v1, v2, v3), fds
 
     def _tell(self, op: int, payload: bytes, a0: int = 0) -> None:
-        self._channel.send(hc.CALL.pack(op, a0, 0, 0, 0) + payload[: hc.PAYLOAD_MAX])
+        self._send(hc.CALL.pack(op, a0, 0, 0, 0) + payload[: hc.PAYLOAD_MAX])
+
+    def _send(self, packet: bytes) -> None:
+        try:
+            self._channel.send(packet)
+        except OSError:
+            raise SystemExit(HOST_GONE) from None
 
     @property
     def channel_fd(self) -> int:
@@ -154,8 +164,12 @@ class HostedGuest(GuestMachine):
             pass
         poll = select.poll()
         poll.register(bell, select.POLLIN)
-        if not poll.poll(timeout_s * 1000):
+        poll.register(self._channel.fileno(), 0)  # its hang-up is heard all the same
+        ready = [fd for fd, _ in poll.poll(timeout_s * 1000)]
+        if not ready:
             return False
+        if bell not in ready:
+            raise SystemExit(HOST_GONE)
         try:
             os.eventfd_read(bell)
         except BlockingIOError:
@@ -191,6 +205,14 @@ class HostedGuest(GuestMachine):
         """Runs the image with `--preflight` in a process of its own (`trial.py`)."""
         return Trial(loop, image, on_done)
 
+    def running_image(self, image: str, version: str) -> LoadedImage:
+        """The running kernel and the memfd with its code. UpdateError if it can't be made."""
+        try:
+            handle = running_code()
+        except OSError as error:
+            raise UpdateError("image", f"the running code can't be kept: {error}") from None
+        return LoadedImage(image, version, XS_STATE_READ_VERSIONS, handle)
+
     def unload(self, loaded: LoadedImage) -> None:
         """Closes the memfd that the image's code is in."""
         if loaded.handle >= 0:
@@ -221,7 +243,7 @@ class HostedGuest(GuestMachine):
         self,
         loaded: LoadedImage,
         start_info: PhysAddr,
-        fallback: str,
+        fallback: LoadedImage,
         fallback_start_info: PhysAddr,
         keep: Iterable[int],
     ) -> None:
@@ -231,7 +253,7 @@ class HostedGuest(GuestMachine):
         """
         changed: list[int] = []
         try:
-            for fd in (self._channel.fileno(), loaded.handle, *keep):
+            for fd in (self._channel.fileno(), loaded.handle, fallback.handle, *keep):
                 if not os.get_inheritable(fd):
                     os.set_inheritable(fd, True)
                     changed.append(fd)
@@ -239,9 +261,10 @@ class HostedGuest(GuestMachine):
                 loaded.image,
                 self._channel.fileno(),
                 start_info,
-                fallback,
+                fallback.image,
                 fallback_start_info,
                 loaded=loaded.handle,
+                kept=fallback.handle,
             )
             os.execv(sys.executable, command)
         except BaseException:

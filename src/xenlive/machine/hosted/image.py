@@ -3,7 +3,7 @@
 An image is anything that Python runs: a folder with `__main__.py`, a zipapp, a script; without a
 name it is the installed xenlive itself (its folder `image/`). The process gets
 
-    python -I -S -c ENTRY IMAGE CHANNEL START_INFO FALLBACK FALLBACK_START_INFO REASON LOADED
+    python -I -S -c ENTRY IMAGE CHANNEL START_INFO FALLBACK FALLBACK_START_INFO REASON LOADED KEPT
 
 and the image finds in `sys.argv`: itself, the descriptor of the hypercall channel, the physical
 address of its `hvm_start_info`, and the reason if it is entered as somebody's fallback. `-I -S`
@@ -18,7 +18,8 @@ by closing descriptors it was handed, or by overwriting the start info of its fa
 Like any kexec, this one loads the next kernel before it stops the running one: the image is first
 run with `--preflight` in place of the channel, says what it is in one line, and `ENTRY` writes the
 code of all modules that this took into `LOADED`, the descriptor of a memfd. After kexec they come
-from there: Python searching for sixty files would be waited for by every client.
+from there: Python searching for sixty files would be waited for by every client. The kernel keeps
+its memfd as long as it runs: it is what comes back, as `KEPT`, whatever has become of the files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LOAD_END = PhysAddr(0x100000)
 # Kept as text: the old kernel must be able to enter a new one after its own files are gone.
 ENTRY = f"""
 import marshal, posix, sys
-image, channel, start_info, fallback, fallback_start_info, reason, loaded = sys.argv[1:8]
+image, channel, start_info, fallback, fallback_start_info, reason, loaded, kept = sys.argv[1:9]
 committed = False
 main, code, modules = image, None, {{}}
 execv, path = posix.execv, sys.executable
@@ -98,7 +99,7 @@ def find_main():
     with open(path, "rb") as file:
         return path, compile(file.read(), path, "exec")
 
-def save_modules():
+def save_modules(fd):
     kinds = ("SourceFileLoader", "SourcelessFileLoader", "zipimporter")
     for name, module in sys.modules.items():
         spec = getattr(module, "__spec__", None)
@@ -106,8 +107,9 @@ def save_modules():
             origin = spec.origin or module.__file__
             is_package = spec.submodule_search_locations is not None
             modules[name] = origin, is_package, spec.loader.get_code(name)
-    with open(int(loaded), "wb") as file:
-        file.write(marshal.dumps((main, code, modules)))
+    data = marshal.dumps((main, code, modules))
+    while data:
+        data = data[posix.write(fd, data):]
 
 import _signal
 if fallback:
@@ -120,9 +122,8 @@ try:
     sys.argv = [image, channel, start_info, reason]
     sys.path.insert(0, image)
     if loaded and channel != "{PREFLIGHT}":
-        with open(int(loaded), "rb") as file:
-            file.seek(0)
-            main, code, modules = marshal.loads(file.read())
+        size = posix.fstat(int(loaded)).st_size
+        main, code, modules = marshal.loads(posix.pread(int(loaded), size, 0))
         sys.meta_path.insert(0, Loaded)
     else:
         main, code = find_main()
@@ -130,7 +131,7 @@ try:
     if fallback and not committed:
         raise RuntimeError("it ended without taking over")
     if loaded and channel == "{PREFLIGHT}":
-        save_modules()
+        save_modules(int(loaded))
 except BaseException as error:
     if committed:
         raise
@@ -141,7 +142,7 @@ except BaseException as error:
             print(why, file=sys.stderr)
         raise SystemExit(1) from None
     _signal.setitimer(_signal.ITIMER_REAL, 0)
-    execv(path, [*come_back, "", "", tell(error), ""])
+    execv(path, [*come_back, "", "", tell(error), kept, ""])
 """
 
 
@@ -158,11 +159,12 @@ def entry_command(
     fallback_start_info: PhysAddr | int = 0,
     reason: str = "",
     loaded: int | str = "",
+    kept: int | str = "",
 ) -> list[str]:
     """The command that enters `image` as the file's head describes; addresses travel in hex."""
     return [
         *(sys.executable, "-I", "-S", "-c", ENTRY, image, str(channel), f"{start_info:#x}"),
-        *(fallback, f"{fallback_start_info:#x}", reason, str(loaded)),
+        *(fallback, f"{fallback_start_info:#x}", reason, str(loaded), str(kept)),
     ]
 
 
@@ -196,6 +198,35 @@ def _is_zip(path: str) -> bool:
     except zipimport.ZipImportError:
         return False
     return True
+
+
+def running_code() -> int:
+    """The memfd that holds the running kernel's code, made now if it was entered from files."""
+    main: Any = sys.modules["__main__"]
+    if main.loaded:
+        return int(main.loaded)
+    fd = os.memfd_create("xenlive-image", os.MFD_CLOEXEC)
+    try:
+        main.save_modules(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    main.loaded = str(fd)
+    return fd
+
+
+def handed_code() -> list[int]:
+    """The descriptors of memfds with code that this kernel was entered with."""
+    main: Any = sys.modules["__main__"]
+    return [int(fd) for fd in (main.loaded, main.kept) if fd]
+
+
+def drop_fallback_code() -> None:
+    """Gives back the code of the kernel before, which can't come back any more."""
+    main: Any = sys.modules["__main__"]
+    if main.kept:
+        os.close(int(main.kept))
+        main.kept = ""
 
 
 def commit_entry() -> None:
