@@ -108,6 +108,8 @@ class Kernel:
         gc.freeze()
         commit_entry()
         fds = [fd for _, fd in self.loop.connections()]
+        if self.domain.copy is not None:
+            fds.append(self.domain.copy)
         self.machine.close_on_kexec([self.listen_fd, *handed_code(), *fds])
         self.machine.milestone(f"running {__version__}")
         if self.domain.is_update:
