@@ -106,11 +106,12 @@ class Kernel:
     def run(self) -> None:
         """Takes over, then serves until the host is gone."""
         gc.freeze()
+        commit_entry()
+        # Only now: until the commit the old kernel could come back on these descriptors.
         fds = [fd for _, fd in self.loop.connections()]
         if self.domain.copy is not None:
             fds.append(self.domain.copy)
         self.machine.close_on_kexec([self.listen_fd, *handed_code(), *fds])
-        commit_entry()
         self.machine.milestone(f"running {__version__}")
         if self.domain.is_update:
             self.loop.on_first_reply = self._first_reply

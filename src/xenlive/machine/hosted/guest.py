@@ -193,7 +193,10 @@ class HostedGuest(GuestMachine):
     def close_on_kexec(self, fds: Iterable[int]) -> None:
         """Undoes what `kexec` did to the descriptors it kept, so that no child gets them."""
         for fd in (self._channel.fileno(), *fds):
-            os.set_inheritable(fd, False)
+            try:
+                os.set_inheritable(fd, False)
+            except OSError as error:  # a number that leads nowhere is nobody's to inherit
+                self.console(f"descriptor {fd} was handed over, but is none: {error}")
 
     def validate_image(self, image: str) -> None:
         """Refuses a path that can't be an image (`image.py`)."""
@@ -237,7 +240,10 @@ class HostedGuest(GuestMachine):
 
     def drop_copy(self, copy: int) -> None:
         """Closes the memfd."""
-        os.close(copy)
+        try:
+            os.close(copy)
+        except OSError as error:
+            self.console(f"descriptor {copy} was said to be a copy of the state: {error}")
 
     def kexec(
         self,
