@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Seconds after an update at which the state file is removed, out of the clients' way.
 TIDY_AFTER_S = 0.1
 
+#: Seconds after its start at which a first kernel keeps its code, out of its first clients' way.
+KEEP_CODE_AFTER_S = 1.0
+
 
 def main(argv: Sequence[str]) -> None:
     """Runs a kernel; `argv` is image, channel, start info address, reason (or `--preflight`)."""
@@ -116,7 +119,7 @@ class Kernel:
         if self.domain.is_update:
             self.loop.on_first_reply = self._first_reply
         else:
-            self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._keep_code)
+            self.loop.call_at(time.monotonic() + KEEP_CODE_AFTER_S, self._keep_code)
         self.loop.run()
         self.verb.close()
 

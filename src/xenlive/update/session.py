@@ -55,6 +55,7 @@ class Session:
         "_loading",
         "_loop",
         "_old_image",
+        "_running",
         "_started_s",
         "_timeout_s",
         "_version",
@@ -91,6 +92,7 @@ class Session:
         self._issuer: Issuer | None = None
         self._loading: Loading | None = None
         self._loaded: LoadedImage | None = None
+        self._running: LoadedImage | None = None
         self._force = False
         self._timeout_s = 0.0
         self._started_s = 0.0
@@ -109,6 +111,7 @@ class Session:
         self._force = force
         try:
             handed_over(self._domain)
+            self._running = self._domain.machine.running_image(self._old_image, self._version)
             self._loading = self._domain.machine.load_image(self._loop, self.image, self._answered)
         except Exception as error:
             self.fail(_why(error))
@@ -181,16 +184,15 @@ class Session:
 
     def _update(self) -> None:
         try:
-            if self._issuer is None or self._loaded is None:
+            if self._issuer is None or self._loaded is None or self._running is None:
                 raise UpdateError("session", "it was never started")
             self.before_freeze()
             cmdline = self._domain.cmdline if self.cmdline is None else self.cmdline
-            machine = self._domain.machine
             settle_device(self._domain)
             attempt = ColdUpdate(
                 self._domain,
                 self._loop,
-                running=machine.running_image(self._old_image, self._version),
+                running=self._running,
                 loaded=self._loaded,
                 cmdline=plain_words(cmdline),
                 issuer=self._issuer,
