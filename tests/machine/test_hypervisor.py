@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xenlive.domain.events import FIRST_FREE_PORT, MAX_PORTS
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import parse_start_info
 from xenlive.machine.hosted import hypercall as hc
 from xenlive.machine.hosted.hypervisor import (
-    FIRST_FREE_PORT,
-    MAX_PORTS,
     MILESTONE_MAX,
     RAM_MIN_BYTES,
     HostedDomain,

@@ -43,6 +43,14 @@ if TYPE_CHECKING:
 BUDGET = 256
 
 
+def start_rings_over(mapper: GrantMapper, ring_ref: int) -> None:
+    """Sets the four indices of an interface page to 0; HypercallError if it is not granted."""
+    interface = mapper.map(ring_ref).cast("I")
+    for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
+        interface[index] = 0
+    mapper.unmap(ring_ref)
+
+
 class NinePBack:
     """A connected device. HypercallError if a page is not granted, PeerError for a bad interface.
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from xenlive.abi.xen9pfs import IN_CONS, IN_PROD, OUT_CONS, OUT_PROD
 from xenlive.abi.xs_state import XS_STATE_READ_VERSIONS
 from xenlive.domain.events import LocalEvents
 from xenlive.domain.grants import GrantMapper
-from xenlive.domain.ninepback import NinePBack
+from xenlive.domain.ninepback import NinePBack, start_rings_over
 from xenlive.errors import UpdateError
 from xenlive.kexec.start_info import build_start_info
 from xenlive.machine.guest import EventLoop, GuestMachine, LoadedImage, Loading
@@ -77,10 +76,7 @@ class Hypervisor:
         if self.back is not None:
             self.back.close()
         mapper = GrantMapper(memoryview(self.grant_frames), self.memory, 0)
-        interface = mapper.map(ring_ref).cast("I")
-        for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
-            interface[index] = 0
-        mapper.unmap(ring_ref)
+        start_rings_over(mapper, ring_ref)
         back = NinePBack(mapper, ring_ref, port, self.tree)
         self.back = back
         self.backend_connects += 1

@@ -29,10 +29,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from xenlive import __version__
+from xenlive.domain.events import MAX_PORTS
 from xenlive.errors import ConfigError
 from xenlive.machine.hosted import places
 from xenlive.machine.hosted.control import ControlDoor, ask
-from xenlive.machine.hosted.hypervisor import MAX_PORTS, HostedDomain
+from xenlive.machine.hosted.hypervisor import HostedDomain
 from xenlive.machine.hosted.image import entry_command, installed_image
 from xenlive.machine.hosted.limits import allow_descriptors
 from xenlive.machine.hosted.ninepfs import NinePDevice

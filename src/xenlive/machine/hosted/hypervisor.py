@@ -31,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xenlive.abi.grant_table import GRANT_ENTRY_V1, GRANTS_PER_PAGE
+from xenlive.domain.events import FIRST_FREE_PORT, MAX_PORTS
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import build_start_info
 from xenlive.machine.hosted import hypercall as hc
@@ -40,8 +41,6 @@ from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
 
 GRANT_PAGES = 4
-FIRST_FREE_PORT = 3
-MAX_PORTS = 1024
 #: What a domain needs to boot: room for its image and start infos, and a module of 18 pages.
 RAM_MIN_BYTES = LOAD_END + (64 << 10) + 18 * PAGE_SIZE
 RAM_MAX_BYTES = 0xF0000000

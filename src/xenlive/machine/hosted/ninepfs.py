@@ -14,9 +14,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from xenlive.abi.xen9pfs import IN_CONS, IN_PROD, OUT_CONS, OUT_PROD
 from xenlive.domain.grants import GrantMapper
-from xenlive.domain.ninepback import NinePBack
+from xenlive.domain.ninepback import NinePBack, start_rings_over
 from xenlive.errors import HypercallError, XenliveError
 from xenlive.machine.hosted.disktree import DiskTree
 from xenlive.machine.hosted.hypervisor import HostedDomain
@@ -25,14 +24,6 @@ from xenlive.machine.hosted.places import ExportDir
 #: What a domain may keep in its exported directory.
 EXPORT_MAX_BYTES = 1 << 30
 EXPORT_MAX_FILES = 1000
-
-
-def start_rings_over(mapper: GrantMapper, ring_ref: int) -> None:
-    """Sets the four indices of an interface page to 0; HypercallError if it is not granted."""
-    interface = mapper.map(ring_ref).cast("I")
-    for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
-        interface[index] = 0
-    mapper.unmap(ring_ref)
 
 
 def ring(bell: int) -> None:
