@@ -147,7 +147,7 @@ def test_as_says_what_the_image_is(device: Path, capsys: pytest.CaptureFixture[s
         (
             ["--as", "elf"],
             "xenlive {command}: Invalid value for '--as': 'elf' is not one of 'auto', 'module', "
-            "'memory'.",
+            "'memory', 'xen-core', 'elf-core'.",
         ),
     ],
 )

@@ -1,81 +1,109 @@
-"""Opening an image and finding the kexec module in it.
+"""Opening an image and finding the kexec modules in it.
 
-| image | how it is told | address of the module |
+| kind | how it is told | guest physical addresses |
 |---|---|---|
-| module | a file that ends with the administration page, or less than a page behind it | unknown |
-| memory | all else: a raw dump, a memfd, a run directory, by its `ram` | offset in the file |
+| `module` | it ends with the administration page, or less than a page behind it | not known |
+| `memory` | all else: a raw dump, a memfd, a run directory, by its `ram` | offsets in the file |
+| `xen-core` | Xen's `dump-core`: an ELF core with sections only | by `.xen_pfn` or `.xen_p2m` |
+| `elf-core` | QEMU's `dump-guest-memory`: an ELF core with program headers | by `p_paddr` |
 
-In a memory image an offset is a guest physical address. Where the module lies is not written
-anywhere, so every page boundary is tried for the eye catcher; holes of a sparse file are skipped.
-Of several finds the highest sound one counts: a module lies near the top, and what is below it
-may be an older copy.
+A directory is a run directory, or the `/proc/PID/fd` of a process that has the domain's memory. Of
+several modules the highest sound one below 4 GiB counts: a module lies near the top, and what is
+below it may be an older copy.
 
 **Invariants.** The image is only ever read, by `pread` and never through a mapping: a file that
-shrinks meanwhile is an error and no bus error, and a live domain is not held up. Whatever the
-bytes, there is a found module, which may be unsound, or an `ImageError` that says what is missing.
+shrinks meanwhile is an error and no bus error, and a live domain is not held up. A page that is
+being written to is read until it was the same twice. Whatever the bytes, there is a found module,
+which may be unsound, or an `ImageError` that says what is missing.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, MAX_MODULE_PAGES, fresh_recs_off
+from xenlive.dump import formats
+from xenlive.dump.formats import KINDS
+from xenlive.dump.live import RAM_NAME, memory_file
+from xenlive.dump.scan import eye_catchers
+from xenlive.dump.source import Source
 from xenlive.errors import ImageError
 from xenlive.kexec.verify import verify
-from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down, round_up
+from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down
 
-RAM_NAME = "ram"  # in a run directory: a link to the memory of the running domain
-KINDS = ("auto", "module", "memory")
+__all__ = ["KINDS", "RAM_NAME", "FoundModule", "Image", "Region"]
 
-_CHUNK_BYTES = 1 << 20
-_ELF_MAGIC = b"\x7fELF"
+# A kernel at work on its module changes a page at a time, in moments; reading one takes less.
+_READS_TO_SETTLE = 16
+# Memory can have more; nobody looks at them one by one.
+_MAX_FOUND = 256
+
+
+@dataclass(frozen=True)
+class Region:
+    """A run of memory that the image has; `address` is None in an image that does not say it."""
+
+    address: PhysAddr | None
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class FoundModule:
-    """Where a module lies in the image. `offset` and `size_bytes` are in bytes of the file.
+    """A module, sound or not. `offset` and `size_bytes` are in bytes of the image.
 
-    `admin_page` is a copy of the last page, filled up with zeros if the file ends inside of it;
-    `address` is None in an image that does not say it.
+    `offset` counts from the start of a module image, else it is the guest physical address.
+    `admin_page` is a copy of the last page, filled up with zeros if the image ends inside of it;
+    `address` is None in an image that does not say it. `settled` is False if the page was being
+    written to each time it was read.
     """
 
     offset: int
     size_bytes: int
     admin_page: bytes
     address: PhysAddr | None
+    admin_offset: int = 0
+    settled: bool = True
+    _read: Callable[[int, int], bytes] = field(
+        default=lambda offset, size: b"", repr=False, compare=False
+    )
+
+    def read_page(self, index: int) -> bytes | None:
+        """The page that `pg2rec[index]` speaks of, as it is now; None if the image lacks it.
+
+        Pages count up to the administration page, whose index is `n_pages`: a module that was cut
+        off at its start lacks the first ones.
+        """
+        _, n_pages, _, _ = HEADER.unpack(self.admin_page)
+        offset = self.admin_offset - (n_pages - index) * PAGE_SIZE
+        if not 0 <= index <= n_pages or offset < 0:
+            return None
+        page = self._read(offset, PAGE_SIZE)
+        return page if len(page) == PAGE_SIZE else None
 
 
 class Image:
     """An open image. A context manager; `close` lets go of the file."""
 
     def __init__(self, path: Path | str, kind: str = "auto") -> None:
-        """Opens a file or a run directory. OSError as `open`, ImageError if nothing can be in it.
+        """Opens a file or a directory. OSError as `open`, ImageError if nothing can be in it.
 
-        `kind` says how to read it: `module`, `memory`, or `auto` to tell by the table above.
+        `kind` says how to read it: one of `KINDS`, `auto` to tell by the table above. Afterwards
+        `kind` is what it was found to be, `path` the file that is read.
         """
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}")
         self.path = Path(path)
-        self.kind = kind
         if self.path.is_dir():
-            self.path, self.kind = self.path / RAM_NAME, "memory"
-        # Not waiting for a peer, should it be a FIFO.
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.path, kind = memory_file(self.path), "memory"
+        self._source = Source(self.path)
         try:
-            status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not-an-image", f"{self.path} is no regular file")
-            self.size_bytes = status.st_size
-            if status.st_nlink == 0 and self.kind == "auto":
-                self.kind = "memory"  # a memfd
-            if os.pread(self._fd, len(_ELF_MAGIC), 0) == _ELF_MAGIC:
-                raise ImageError("elf-image", f"{self.path} is an ELF file, not raw memory", 0)
+            if kind == "auto":
+                kind = formats.tell(self._source) or self._module_or_memory()
+            self.kind = kind
+            self._space = formats.space_of(self._source, kind)
         except BaseException:
             self.close()
             raise
@@ -93,108 +121,121 @@ class Image:
 
     def close(self) -> None:
         """Lets go of the file; no call after that, but a second `close` does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._source.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file when it was opened."""
+        return self._source.size_bytes
+
+    def regions(self) -> list[Region]:
+        """The runs of guest physical memory that the image has, lowest first."""
+        if self.kind == "module":
+            return [Region(None, self.size_bytes)] if self.size_bytes else []
+        return [Region(PhysAddr(address), size) for address, size in self._space.regions()]
+
+    def has(self, address: int, size: int) -> bool:
+        """Whether the image has all of `size` bytes at a guest physical address."""
+        return self.kind != "module" and self._space.has(address, size)
+
+    def read_phys(self, address: int, size: int) -> bytes:
+        """Up to `size` bytes at a guest physical address; fewer where the image has no more."""
+        return b"" if self.kind == "module" else self._space.read(address, size)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes at `offset`; fewer where the file ends, as it is now."""
-        parts = []
-        while size > 0:
-            part = os.pread(self._fd, size, offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-            size -= len(part)
-        return b"".join(parts)
+        """As `read_phys`, but of a module image `size` bytes at `offset` in the file."""
+        return self._space.read(offset, size)
+
+    def data_regions(self) -> Iterator[Region]:
+        """The parts of `regions()` that are not holes of the file, the highest first."""
+        for extent in reversed(self._space.extents):
+            shift = extent.address - extent.offset
+            for start, end in self._source.data_runs_from_end(
+                extent.offset, extent.offset + extent.size
+            ):
+                known = None if self.kind == "module" else PhysAddr(start + shift)
+                yield Region(known, end - start)
 
     def find_module(self) -> FoundModule:
-        """The kexec module in it. ImageError (`no-module`) if there is none."""
-        if self.kind != "memory":
-            found = self._as_module_image()
-            if found is not None:
+        """The module that counts. ImageError (`no-module`) if there is none."""
+        other = None
+        for found, sound in self._candidates():
+            if sound:
                 return found
-        found = None if self.kind == "module" else self._scan()
-        if found is None:
-            raise ImageError("no-module", f"{self.path} has no kexec module in it")
-        return found
+            other = other or found
+        if other is None:
+            raise ImageError("no-module", formats.no_module_message(self._source))
+        return other
 
-    def _scan(self) -> FoundModule | None:
-        """The highest sound module, else the highest that looks like one."""
-        sound = other = None
-        for offset in self._eye_catchers():
-            candidate = self._candidate(offset)
-            if candidate is None:
-                continue
-            if verify(candidate.admin_page, candidate.size_bytes):
-                other = candidate
-            else:
-                sound = candidate
-        return sound or other
+    def find_modules(self) -> list[FoundModule]:
+        """All modules, the one that counts first, those that are not sound last; maybe none."""
+        sound_ones: list[FoundModule] = []
+        others: list[FoundModule] = []
+        for found, sound in self._candidates():
+            known = sound_ones if sound else others
+            if len(known) < _MAX_FOUND:
+                known.append(found)
+        return sound_ones + others
 
-    def _as_module_image(self) -> FoundModule | None:
+    def _candidates(self) -> Iterator[tuple[FoundModule, bool]]:
+        """All that look like modules, and whether they are sound, in the order of the search."""
+        if self.kind == "module":
+            whole = self._as_module_image(strict=False)
+            if whole is not None:
+                yield whole, not verify(whole.admin_page, whole.size_bytes)
+            return
+        for offset in eye_catchers(self._space):
+            found = self._ending_at(offset)
+            if found is not None:
+                yield found, not verify(found.admin_page, found.size_bytes)
+
+    def _module_or_memory(self) -> str:
+        self._space = formats.space_of(self._source, "memory")
+        return "module" if self._as_module_image(strict=True) else "memory"
+
+    def _as_module_image(self, strict: bool) -> FoundModule | None:
         """The whole file as a module, if its last page is one that can end it.
 
         A file that has less than a page behind that one is a module of a wrong size: to search it
-        like memory would find a sound module in it.
+        like memory would find a sound module in it. `strict` asks the page's numbers as well.
         """
         last = round_down(max(self.size_bytes - 1, 0), PAGE_SIZE)
-        found = self._as_module_that_ends_at(last)
+        found = self._as_module_that_ends_at(last, strict)
         if found is None and self.size_bytes % PAGE_SIZE and last:
-            found = self._as_module_that_ends_at(last - PAGE_SIZE)
+            found = self._as_module_that_ends_at(last - PAGE_SIZE, strict)
         return found
 
-    def _as_module_that_ends_at(self, last: int) -> FoundModule | None:
-        page = self.read(last, PAGE_SIZE)
+    def _as_module_that_ends_at(self, last: int, strict: bool) -> FoundModule | None:
+        page, settled = self._read_settled(last)
         if page[: len(EYE_CATCHER)] != EYE_CATCHER or len(page) < HEADER.size:
             return None
         _, n_pages, _, recs_off = HEADER.unpack(page)
         pages_before = last // PAGE_SIZE
-        if self.kind == "auto" and not (
+        if strict and not (
             pages_before < MAX_MODULE_PAGES
             and (n_pages >= pages_before or recs_off == fresh_recs_off(pages_before))
         ):
             return None  # its numbers speak of a module that is a part of the file
-        return FoundModule(0, self.size_bytes, page.ljust(PAGE_SIZE, b"\0"), None)
+        page = page.ljust(PAGE_SIZE, b"\0")
+        return FoundModule(0, self.size_bytes, page, None, last, settled, self.read)
 
-    def _candidate(self, offset: int) -> FoundModule | None:
+    def _ending_at(self, offset: int) -> FoundModule | None:
         """The module that the page at `offset` ends, as far as it is there; None without header."""
-        page = self.read(offset, PAGE_SIZE)
-        if len(page) < HEADER.size:
-            return None
+        page, settled = self._read_settled(offset)
+        if page[: len(EYE_CATCHER)] != EYE_CATCHER or len(page) < HEADER.size:
+            return None  # it went away since it was seen
         _, n_pages, _, _ = HEADER.unpack(page)
         start = max(offset - n_pages * PAGE_SIZE, 0)
-        return FoundModule(
-            start,
-            offset + len(page) - start,
-            page.ljust(PAGE_SIZE, b"\0"),
-            PhysAddr(start),
-        )
+        size = offset + len(page) - start
+        page = page.ljust(PAGE_SIZE, b"\0")
+        return FoundModule(start, size, page, PhysAddr(start), offset, settled, self.read)
 
-    def _eye_catchers(self) -> Iterator[int]:
-        """Offsets of all pages that start with the eye catcher, lowest first."""
-        for start, end in self._extents():
-            for chunk_start in range(start, end, _CHUNK_BYTES):
-                chunk = self.read(chunk_start, min(_CHUNK_BYTES, end - chunk_start))
-                at = chunk.find(EYE_CATCHER)
-                while at >= 0:
-                    if at % PAGE_SIZE == 0:
-                        yield chunk_start + at
-                    at = chunk.find(EYE_CATCHER, round_up(at + 1, PAGE_SIZE))
-
-    def _extents(self) -> Iterator[tuple[int, int]]:
-        """Runs of the file that are not holes, from a page boundary on, lowest first."""
-        end = 0
-        while end < self.size_bytes:
-            try:
-                start = os.lseek(self._fd, end, os.SEEK_DATA)
-                next_end = os.lseek(self._fd, start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                start, next_end = end, self.size_bytes  # a file system without holes
-            start = max(round_down(start, PAGE_SIZE), end)
-            end = max(next_end, start + 1)
-            end = min(round_up(end, PAGE_SIZE), self.size_bytes)
-            yield start, end
+    def _read_settled(self, offset: int) -> tuple[bytes, bool]:
+        """A page as it was twice in a row, so that no store was in the midst of it."""
+        before = None
+        for _ in range(_READS_TO_SETTLE):
+            page = self.read(offset, PAGE_SIZE)
+            if page == before:
+                return page, True
+            before = page
+        return page, False

@@ -1,0 +1,64 @@
+"""The formats of memory images: telling them apart, and where each has its memory.
+
+| first bytes | what it is |
+|---|---|
+| `\\x7fELF` | an ELF core: Xen's if it has a section `.xen_pages`, else one with program headers |
+| `KDUMP   `, `makedumpfile` | a compressed kdump: not read here |
+| all else | raw: the file is the memory, or a module |
+
+**Invariants.** A memfd is raw whatever its first bytes are: it is a live domain's memory, and those
+are the domain's. `space_of` gives the memory or raises `ImageError`.
+"""
+
+from __future__ import annotations
+
+from xenlive.dump.source import Source
+from xenlive.dump.space import Extent, Space
+from xenlive.errors import ImageError
+
+KINDS = ("auto", "module", "memory", "xen-core", "elf-core")
+
+ELF_MAGIC = b"\x7fELF"
+_KDUMP_MAGICS = (b"KDUMP   ", b"DISKDUMP", b"makedumpfile")
+_PACKED_MAGICS = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+}
+_HEAD_BYTES = 16
+
+
+def tell(source: Source) -> str | None:
+    """`xen-core` or `elf-core`; None for a raw file. ImageError for a format that is not read."""
+    if source.unlinked:
+        return "memory"
+    head = source.read(0, _HEAD_BYTES)
+    if head.startswith(_KDUMP_MAGICS):
+        what = (
+            f"{source.path} is a compressed kdump: dump the memory again as ELF, without -z or -l"
+        )
+        raise ImageError("kdump-image", what, 0)
+    if not head.startswith(ELF_MAGIC):
+        return None
+    from xenlive.dump import elfcore
+
+    return elfcore.tell(source)
+
+
+def space_of(source: Source, kind: str) -> Space:
+    """The memory in a file of `kind`. ImageError if it is not one, or not sound."""
+    if kind in ("xen-core", "elf-core"):
+        from xenlive.dump import elfcore
+
+        return elfcore.space_of(source, kind)
+    return Space(source, [Extent(0, source.size_bytes, 0)])
+
+
+def no_module_message(source: Source) -> str:
+    """What to say of a file without a module: a packed one can't show any."""
+    head = source.read(0, _HEAD_BYTES)
+    for magic, name in _PACKED_MAGICS.items():
+        if head.startswith(magic):
+            return f"{source.path} is packed with {name}: unpack it first"
+    return f"{source.path} has no kexec module in it"
