@@ -11,16 +11,15 @@ from vectors import minios
 
 from xenlive.abi.start_info import HVM_MEMMAP_TABLE_ENTRY, HVM_START_INFO
 from xenlive.errors import BadAddress, ConfigError, ImageError, ModuleError
-from xenlive.kexec import KexecModule
+from xenlive.kexec.find import find_kexec_module
 from xenlive.kexec.start_info import (
     MAX_CMDLINE_BYTES,
     MAX_MEMMAP_ENTRIES,
     MAX_MODULES,
     build_start_info,
-    find_kexec_module,
     parse_start_info,
 )
-from xenlive.memory.address import PAGE_SIZE, PhysAddr
+from xenlive.memory.address import PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_SOFT_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
 
@@ -221,64 +220,4 @@ def test_any_block_is_read_or_refused(
             parsed = parse_start_info(memory, PLACE)
         except ImageError:
             continue
-        module, why = find_kexec_module(parsed, memory)
-        assert module is None
-        assert bool(why) == bool(parsed.modules)
-
-
-class TestFindingTheModule:
-    """What Mini-OS accepts and ignores, seen by running it."""
-
-    ADDRESS = PhysAddr(0x10000)
-
-    def handed(
-        self, image: bytes | bytearray, modules: list[tuple[int, int, int]]
-    ) -> tuple[KexecModule | None, str]:
-        block = build_start_info(PLACE, RAM, modules, "a command line")
-        memory = GuestMemory(
-            [(PLACE, bytearray(block)), (self.ADDRESS, bytearray(image))],
-        )
-        return find_kexec_module(parse_start_info(memory, PLACE), memory)
-
-    def test_the_first_module(self) -> None:
-        image = minios.module_image("mix-18-64", "entry1")
-        module, why = self.handed(image, [(self.ADDRESS, len(image), 0)])
-        assert why == ""
-        assert module is not None
-        assert (module.address, module.n_pages) == (self.ADDRESS, 17)
-
-    def test_one_with_a_command_line(self) -> None:
-        image = minios.module_image("mix-18-64", "entry1")
-        module, why = self.handed(image, [(self.ADDRESS, len(image), PLACE)])
-        assert (module is not None, why) == (True, "")
-
-    def test_none(self) -> None:
-        assert self.handed(bytes(PAGE_SIZE), []) == (None, "")
-
-    def test_one_that_is_only_second_in_the_list(self) -> None:
-        image = minios.module_image("mix-18-64", "entry1")
-        here = (self.ADDRESS, len(image), 0)
-        module, why = self.handed(image, [(self.ADDRESS, PAGE_SIZE, 0), here])
-        assert module is None
-        assert "bad-eye-catcher" in why
-
-    @pytest.mark.parametrize(
-        ("at", "data", "size_off", "code"),
-        [
-            (0, b"kexecMem", 0, "bad-eye-catcher"),
-            (8, b"\x10", 0, "bad-n-pages"),
-            (0, b"KexecMem", -1, "bad-size"),
-            (0, b"KexecMem", -PAGE_SIZE, "bad-eye-catcher"),
-            (0, b"KexecMem", PAGE_SIZE, "outside-memory"),
-            (0, b"KexecMem", 1 << 62, "outside-memory"),
-            (32, b"\x88\x13", 0, "record-outside"),
-        ],
-    )
-    def test_one_that_is_ignored(self, at: int, data: bytes, size_off: int, code: str) -> None:
-        image = bytearray(minios.module_image("mix-18-64", "entry1"))
-        start = len(image) - PAGE_SIZE + at
-        image[start : start + len(data)] = data
-        module, why = self.handed(image, [(self.ADDRESS, len(image) + size_off, 0)])
-        assert module is None
-        assert code in why
-        assert why.startswith("module at 0x10000")
+        assert find_kexec_module(parsed, memory) == (None, "")

@@ -23,7 +23,6 @@ from xenlive.abi.start_info import (
     XEN_HVM_START_MAGIC_VALUE,
 )
 from xenlive.errors import BadAddress, ConfigError, ImageError, ModuleError
-from xenlive.kexec.module import KexecModule
 from xenlive.memory.address import PhysAddr
 from xenlive.memory.e820 import MemoryMap, MemoryRange
 
@@ -146,20 +145,6 @@ def parse_start_info(memory: GuestMemory, address: PhysAddr) -> StartInfo:
         fields["rsdp_paddr"],
         block,
     )
-
-
-def find_kexec_module(start_info: StartInfo, memory: GuestMemory) -> tuple[KexecModule | None, str]:
-    """The module that was handed in, or None, and why one that was named is ignored, else "".
-
-    Only the first module of the list is looked at, as Mini-OS does, whatever its command line.
-    """
-    if not start_info.modules:
-        return None, ""
-    paddr, size, _ = start_info.modules[0]
-    try:
-        return KexecModule.attach(memory, PhysAddr(paddr), size), ""
-    except ImageError as error:
-        return None, f"module at {paddr:#x}: {error}"
 
 
 def _read_head(memory: GuestMemory, address: PhysAddr) -> dict[str, int]:

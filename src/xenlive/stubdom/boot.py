@@ -33,8 +33,9 @@ from xenlive.errors import (
     OutOfSpace,
     XenliveError,
 )
+from xenlive.kexec.find import find_kexec_module
 from xenlive.kexec.module import KexecModule
-from xenlive.kexec.start_info import find_kexec_module, parse_start_info
+from xenlive.kexec.start_info import parse_start_info
 from xenlive.xenstore.server import XenstoreServer
 from xenlive.xenstore.stream import load_state
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from xenlive.domain.ninepdevice import validate_device
 from xenlive.domain.ninepfront import NinePFront
 from xenlive.errors import BootError, ImageError, PeerTimeout, UpdateError, XenliveError
+from xenlive.kexec.guard import check_clear, module_range
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.stages import Stages
 from xenlive.kexec.start_info import build_start_info
@@ -170,7 +171,7 @@ class ColdUpdate:
     def _write_blocks(self) -> None:
         machine = self._domain.machine
         memmap = self._domain.start_info.memmap.for_next_kernel()
-        modules = [(self._module.address, self._module.size_bytes, 0)]
+        modules = [module_range(self._module)]
         words = [LIVE_UPDATE, f"{COPY_WORD}{self._copy}"]
         forward = " ".join([*words, self._cmdline])
         words += [CAME_BACK, f"{ISSUER_WORD}{self._issuer.fd}"]
@@ -179,7 +180,7 @@ class ColdUpdate:
         blocks = []
         for cmdline in (forward.rstrip(), back.rstrip()):
             block = build_start_info(place, memmap, modules, cmdline)
-            validate_clear_of(self._module, place, len(block))
+            check_clear([(place, len(block))], [module_range(self._module)])
             machine.memory.write(place, block)
             blocks.append(place)
             place = PhysAddr(round_up(place + len(block), 8))
@@ -235,15 +236,6 @@ def check_device(domain: StubDomain) -> None:
         validate_device(memory, module, domain.grants, front.device)
     except (ImageError, BootError) as error:
         raise UpdateError("module", str(error)) from error
-
-
-def validate_clear_of(module: KexecModule, address: PhysAddr, size: int) -> None:
-    """Refuses what would overwrite handed-over pages: UpdateError, always on."""
-    if address < module.address + module.size_bytes and module.address < address + size:
-        raise UpdateError(
-            "start-info",
-            f"{size} bytes at {address:#x} would overlap the module at {module.address:#x}",
-        )
 
 
 def plain_words(cmdline: str) -> str:
