@@ -22,6 +22,12 @@ check: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python bench/run.py
 
+# Hostile input for everything that reads what others left (fuzz/README.md); MINUTES for all of it.
+MINUTES ?= 10
+.PHONY: fuzz
+fuzz: $(VENV)/.ready
+	$(BIN)/python fuzz/hunt.py --minutes $(MINUTES) --processes 2
+
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""Hostile input for everything that reads what another kernel, a file or an operator left."""
