@@ -46,6 +46,21 @@ struct kexec_9pfs {
     uint32_t prod_pvt_out;
     uint32_t cons_pvt_in;
 };
+struct kexec_sealed {
+    uint8_t magic[4];
+    uint16_t kind;
+    uint16_t flags;
+};
+struct kexec_sealed_slot {
+    uint32_t generation;
+    uint32_t checksum;
+};
+struct kexec_resize {
+    uint8_t magic[4];
+    uint16_t n_small;
+    uint16_t n_large;
+    uint16_t boundary;
+};
 """
 
 FLEXIBLE = (xen9pfs.INTERFACE,)  # size is where the flexible array starts
@@ -102,7 +117,7 @@ def _c_fields(layout: Layout) -> list[str]:
 
 
 def test_every_layout_names_its_c_type() -> None:
-    assert len(LAYOUTS) == 8
+    assert len(LAYOUTS) == 11
     assert all(layout.ctype for layout in LAYOUTS)
 
 

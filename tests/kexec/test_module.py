@@ -184,32 +184,6 @@ def test_places_a_module_can_not_have(address: int) -> None:
     assert buffer == bytes(16 * PAGE_SIZE)
 
 
-def test_a_record_becomes_visible_with_the_last_store() -> None:
-    """A kernel that dies between any two stores leaves a sound module without the record."""
-    buffer, module = fresh()
-    after_each_store = []
-
-    class Watched:
-        """The administration page, with a copy of all memory taken after each store."""
-
-        def __init__(self, page: memoryview) -> None:
-            self.page = page
-
-        def __setitem__(self, key: int | slice, value: object) -> None:
-            self.page.__setitem__(key, value)  # type: ignore[call-overload]
-            after_each_store.append(bytes(buffer))
-
-    page = module._page
-    module._page = Watched(page)  # type: ignore[assignment]
-    module._write_entry(3, Record(3, 9, 96, 4))
-    module._page = page
-    assert len(after_each_store) > 1
-    for store in after_each_store[:-1]:
-        memory = GuestMemory([(ADDRESS, bytearray(store))])
-        assert KexecModule.attach(memory, ADDRESS, len(store)).records() == []
-    assert module.records() == [Record(3, 9, 96, 4)]
-
-
 @pytest.mark.parametrize("size", [0, -4096, 4097, 4095])
 def test_attach_refuses_sizes_that_are_no_pages(size: int) -> None:
     buffer, _ = fresh(2)

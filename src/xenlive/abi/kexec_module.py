@@ -8,7 +8,10 @@ last one, the administration page, describes the pages before it. Little endian,
     recs_off  rec[n_records]  offset, type, size: 4 bytes each
     ...       data of the records, one after the other; all offsets count from the page's start
 
-It is an ABI between kernels of different age: it only grows compatibly.
+It is an ABI between kernels of different age: it only grows compatibly. Types 1 and up are the
+posted ones; those from 0xE0 on are this project's own, described in docs/kexec-module.md. Kernels
+that don't know them leave them alone, and each starts with a magic of its own, so that somebody
+else's record of the same type is not taken for one of ours.
 
 **Invariants.** All of it lies in the one page. A record's index fits in the byte `pg2rec` has for
 it, and 255 is none.
@@ -57,7 +60,54 @@ RECORD_NONE = 0
 RECORD_9PFS = 1
 MAX_RECORD_TYPE = 255
 
-TYPE_NAMES = {RECORD_NONE: "NONE", RECORD_9PFS: "9PFS"}
+# A payload with a checksum and a generation, kept twice: an update that is cut off spoils one.
+RECORD_SEALED = 0xE0
+SEALED_MAGIC = b"KexS"
+SEALED_HEAD = Layout(
+    "kexec module sealed record",
+    8,
+    [
+        Field("magic", 0, "4s"),
+        Field("kind", 4, "H"),
+        Field("flags", 6, "H"),
+    ],
+    ctype="struct kexec_sealed",
+)
+# Two of these follow, each with as many payload bytes behind it as the record has room for.
+SEALED_SLOT = Layout(
+    "kexec module sealed slot",
+    8,
+    [
+        Field("generation", 0, "I"),
+        Field("checksum", 4, "I"),
+    ],
+    ctype="struct kexec_sealed_slot",
+)
+SEALED_COVERS_PAGES = 1
+
+# The journal of a module that is being grown or shrunk; never there when nobody is at it.
+RECORD_RESIZE = 0xE1
+RESIZE_MAGIC = b"KexR"
+RESIZE = Layout(
+    "kexec module resize journal",
+    10,
+    [
+        Field("magic", 0, "4s"),
+        Field("n_small", 4, "H"),
+        Field("n_large", 6, "H"),
+        Field("boundary", 8, "H"),
+    ],
+    ctype="struct kexec_resize",
+)
+# The highest bit of `boundary` says which way it is moving.
+RESIZE_SHRINKING = 0x8000
+
+TYPE_NAMES = {
+    RECORD_NONE: "NONE",
+    RECORD_9PFS: "9PFS",
+    RECORD_SEALED: "SEALED",
+    RECORD_RESIZE: "RESIZE",
+}
 
 
 def fresh_recs_off(n_pages: int) -> int:

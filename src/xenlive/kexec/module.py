@@ -1,19 +1,21 @@
 """The kexec module: reserved pages with a table of contents, handed from kernel to kernel.
 
-Specification: `abi/kexec_module.py`. A module never moves and never changes its size while a
-kernel lives; what is in it is found by record type. A record is a few bytes in the administration
-page and, if it wants, any number of the pages before that.
+Specification: `abi/kexec_module.py`, and docs/kexec-module.md for what is this project's own. What
+is in a module is found by record type. A record is a few bytes in the administration page and, if
+it wants, any number of the pages before that.
 
     address                                          admin_address
     | page 0 | page 1 |  ...          | page n_pages-1 | header, owners, records, data |
+    ◀── grow, shrink
 
-**Invariants.** An attached module is sound, as `verify` has it, and stays so: every change is
-checked first, then made, and the byte that makes it visible (a record's type, a page's owner) is
-written last. So a kernel that dies between two stores leaves a sound module. Whatever fails has
-changed nothing. The header is read once; offsets in the table are checked at each use.
+**Invariants.** An attached module is sound, as `verify` has it, and stays so after every single
+store (`adminpage.py`): a kernel that dies between two stores leaves a sound module. Whatever fails
+has changed nothing. The administration page never moves. The header is read once; offsets in the
+table are checked at each use.
 
 The posted C code stores a size or type modulo 256, hands out page 0 whether it is owned or not,
-and stops the machine when the table is full. Here these are `ModuleError` and `OutOfSpace`.
+and stops the machine when the table is full. Here these are `ModuleError` and `OutOfSpace`. What
+the posted code does right, this does byte for byte.
 
 Why the records are not kept as objects: the page is the truth, and the next kernel's only one.
 """
@@ -21,70 +23,40 @@ Why the records are not kept as objects: the page is the truth, and the next ker
 from __future__ import annotations
 
 from xenlive.abi.kexec_module import (
-    EYE_CATCHER,
     FRESH_RECORDS,
-    HEADER,
     MAX_MODULE_PAGES,
     MAX_RECORD_SIZE,
     MAX_RECORD_TYPE,
     PAGE_FREE,
-    PG2REC_OFFSET,
-    RECORD,
     RECORD_NONE,
     fresh_recs_off,
 )
 from xenlive.errors import BadAddress, ImageError, ModuleError, OutOfSpace
+from xenlive.kexec import arrange
+from xenlive.kexec.adminpage import AdminPage, Record
+from xenlive.kexec.recover import settle
+from xenlive.kexec.resize import resize
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE, Frame, PhysAddr, frame_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xenlive.memory.e820 import MemoryMap
     from xenlive.memory.guest import GuestMemory
 
-
-class Record:
-    """An entry of the record table: its data is `size` bytes at `offset` of the last page."""
-
-    __slots__ = ("index", "offset", "size", "type")
-
-    def __init__(self, index: int, type: int, offset: int, size: int) -> None:
-        self.index = index
-        self.type = type
-        self.offset = offset
-        self.size = size
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Record):
-            return NotImplemented
-        return (self.index, self.type, self.offset, self.size) == (
-            other.index,
-            other.type,
-            other.offset,
-            other.size,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.index, self.type, self.offset, self.size))
-
-    def __repr__(self) -> str:
-        return (
-            f"Record(index={self.index}, type={self.type}, offset={self.offset}, size={self.size})"
-        )
+__all__ = ["KexecModule", "Record"]
 
 
 class KexecModule:
     """A kexec module in guest memory; made by `create` or `attach`, never directly."""
 
-    __slots__ = ("_page", "address", "n_pages", "n_records", "recs_off", "size_bytes")
+    __slots__ = ("_page", "address")
 
-    def __init__(self, page: memoryview, address: PhysAddr) -> None:
-        _, n_pages, n_records, recs_off = HEADER.unpack(page)
+    def __init__(self, page: AdminPage, address: PhysAddr) -> None:
         self._page = page
         self.address = address
-        self.n_pages: int = n_pages
-        self.n_records: int = n_records
-        self.recs_off: int = recs_off
-        self.size_bytes = (self.n_pages + 1) * PAGE_SIZE
 
     @classmethod
     def create(cls, memory: GuestMemory, address: PhysAddr, n_module_pages: int) -> KexecModule:
@@ -99,32 +71,55 @@ class KexecModule:
         size_bytes = n_module_pages * PAGE_SIZE
         if address % PAGE_SIZE:
             raise BadAddress(address, size_bytes, "a kexec module starts at a page boundary")
-        page = memory.view(address, size_bytes)[-PAGE_SIZE:]
+        page = AdminPage(memory.view(address, size_bytes)[-PAGE_SIZE:])
         n_pages = n_module_pages - 1
-        fresh = bytearray(PAGE_SIZE)
-        header = HEADER.pack(EYE_CATCHER, n_pages, FRESH_RECORDS, fresh_recs_off(n_pages))
-        fresh[: HEADER.size] = header
-        fresh[PG2REC_OFFSET : PG2REC_OFFSET + n_pages] = bytes([PAGE_FREE]) * n_pages
-        page[: len(EYE_CATCHER)] = bytes(len(EYE_CATCHER))
-        page[len(EYE_CATCHER) :] = fresh[len(EYE_CATCHER) :]
-        page[: len(EYE_CATCHER)] = EYE_CATCHER
+        page.format(n_pages, FRESH_RECORDS, fresh_recs_off(n_pages))
         return cls(page, address)
 
     @classmethod
     def attach(cls, memory: GuestMemory, address: PhysAddr, size_bytes: int) -> KexecModule:
-        """The module of `size_bytes` that lies at `address`. ImageError unless it is sound."""
+        """The module of `size_bytes` that lies at `address`. ImageError unless it is sound.
+
+        What a kernel left that died in the middle of a change is put in order (`recover.py`). In
+        memory that can't be written that is done on a copy, and the module can only be read.
+        """
         if address % PAGE_SIZE or size_bytes <= 0 or size_bytes % PAGE_SIZE:
             what = f"{size_bytes} bytes at {address:#x} are no whole pages"
             raise ImageError("bad-size", what)
         try:
-            page = memory.view(address, size_bytes)[-PAGE_SIZE:]
+            page = AdminPage(memory.view(address, size_bytes)[-PAGE_SIZE:])
         except BadAddress as error:
             raise ImageError("outside-memory", f"the module is not in memory: {error}") from None
-        problems = verify(page, size_bytes)
+        problems = verify(page.whole(), size_bytes)
         if problems:
             first = problems[0]
             raise ImageError(first.code, first.message, first.offset)
+        if page.is_readonly():
+            page = page.scratch()
+            settle(page, size_bytes)
+            return cls(page.frozen(), address)
+        settle(page, size_bytes)
         return cls(page, address)
+
+    @property
+    def n_pages(self) -> int:
+        """Allocatable pages: all but the last."""
+        return self._page.n_pages
+
+    @property
+    def n_records(self) -> int:
+        """Entries of the record table, used or not."""
+        return self._page.n_records
+
+    @property
+    def recs_off(self) -> int:
+        """Offset of the record table in the administration page."""
+        return self._page.recs_off
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole module, with the administration page."""
+        return (self.n_pages + 1) * PAGE_SIZE
 
     @property
     def admin_address(self) -> PhysAddr:
@@ -140,69 +135,124 @@ class KexecModule:
     def record(self, index: int) -> Record:
         """The record at `index`. ModuleError if there is none."""
         if 0 <= index < self.n_records:
-            record = self._entry(index)
+            record = self._page.entry(index)
             if record.type != RECORD_NONE:
                 return record
         raise ModuleError("no such record in the kexec module", index)
 
     def records(self) -> list[Record]:
         """All records in use, lowest index first."""
-        entries = (self._entry(index) for index in range(self.n_records))
-        return [record for record in entries if record.type != RECORD_NONE]
+        return self._page.records()
 
     def find_record(self, type: int, start: int = 0) -> int | None:
         """Index of the first record of `type` at or above `start`; None if there is none."""
         _validate_type(type)
         if start < 0:
             raise ModuleError("a record's index can't be negative", start)
-        for index in range(start, self.n_records):
-            if self._entry(index).type == type:
-                return index
-        return None
+        index = self._page.types().find(type, start)
+        return index if index >= 0 else None
 
     def read_record(self, index: int) -> bytes:
         """A record's data. ModuleError if there is no such record."""
-        record = self.record(index)
-        return bytes(self._page[record.offset : record.offset + record.size])
+        return self._page.data(self.record(index))
 
     def add_record(self, type: int, data: bytes) -> int:
         """Stores a new record of `type`, 1 to 255, and gives its index.
 
         ModuleError for a type or size that the table can't hold (at most 255 bytes), OutOfSpace
-        when all entries are in use or the page is full.
+        when all entries are in use or there are not that many bytes behind all other data:
+        `extend_table` and `compact` may help then.
         """
         _validate_type(type)
         if len(data) > MAX_RECORD_SIZE:
             raise ModuleError(f"a record has at most {MAX_RECORD_SIZE} bytes", len(data))
-        index = self._unused_entry()
-        offset = PAGE_SIZE - self.free_record_bytes()
-        if offset + len(data) > PAGE_SIZE:
-            raise OutOfSpace("record bytes of the kexec module", len(data), PAGE_SIZE - offset)
-        self._page[offset : offset + len(data)] = data
-        self._write_entry(index, Record(index, type, offset, len(data)))
-        return index
+        return self._page.add(type, data)
 
     def update_record(self, index: int, data: bytes, offset: int = 0) -> None:
-        """Overwrites a record's bytes from `offset` on. ModuleError if it has not that many."""
+        """Overwrites a record's bytes from `offset` on. ModuleError if it has not that many.
+
+        Many stores: see `sealed.py` for a record whose update is one.
+        """
         record = self.record(index)
         if offset < 0 or offset + len(data) > record.size:
             raise ModuleError(
                 f"record {index} has {record.size} bytes, not those at {offset}", len(data)
             )
-        start = record.offset + offset
-        self._page[start : start + len(data)] = data
+        self._page.copy(record.offset + offset, data)
+
+    def delete_record(self, index: int, *, free_pages: bool = False) -> None:
+        """Takes a record out of the table; its bytes are zeroed, and of use again if it was last.
+
+        ModuleError if there is no such record, or if it owns pages and they are not to be freed.
+        Those are freed first, one after the other.
+        """
+        record = self.record(index)
+        pages = self.pages_of(index)
+        if pages and not free_pages:
+            raise ModuleError(f"record {index} owns pages, so it can't be deleted", len(pages))
+        for first, n in _runs(pages):
+            self.free_pages(first, n)
+        self._page.drop(record)
 
     def free_record_bytes(self) -> int:
         """Bytes left for the data of new records."""
-        ends = [record.offset + record.size for record in self.records()]
-        table_end = self.recs_off + self.n_records * RECORD.size
-        return PAGE_SIZE - max([table_end, *ends])
+        return PAGE_SIZE - self._page.data_end
+
+    # Its own size and order.
+
+    def compact(self) -> int:
+        """Closes gaps between the records' data; bytes for new records after that.
+
+        Records keep index, type and bytes. What can't be moved without a moment of risk stays.
+        """
+        arrange.compact(self._page)
+        return self.free_record_bytes()
+
+    def extend_table(self, n_records: int) -> None:
+        """Makes the record table `n_records` long; data of records that is in the way moves.
+
+        ModuleError for fewer than now or more than 255, OutOfSpace if there is no room.
+        """
+        arrange.extend_table(self._page, n_records)
+
+    def grow(
+        self, n_pages: int, memmap: MemoryMap, reserved: Iterable[tuple[int, int]] = ()
+    ) -> None:
+        """Takes `n_pages` more pages in at the lower end: whole, free pages of RAM by `memmap`.
+
+        `reserved` are pairs of address and size in bytes that are in use. Nothing in memory moves,
+        but each page's index is higher by `n_pages` from then on; the new pages have the lowest,
+        and keep what was in them. OutOfSpace if there are not so many below the module, or no
+        room in the administration page; ModuleError for a size that no module has.
+        """
+        if n_pages < 1 or self.n_pages + 1 + n_pages > MAX_MODULE_PAGES:
+            what = f"a kexec module of {self.n_pages + 1} pages grows to at most {MAX_MODULE_PAGES}"
+            raise ModuleError(what, n_pages)
+        room = memmap.room_below(self.address, reserved)
+        if room < n_pages:
+            raise OutOfSpace("free pages below the kexec module", n_pages, room)
+        resize(self._page, self.n_pages + n_pages)
+        self.address = PhysAddr(self.address - n_pages * PAGE_SIZE)
+
+    def shrink(self, n_pages: int) -> None:
+        """Gives the lowest `n_pages` pages back, which must be free; all others' indices go down.
+
+        ModuleError for a number of pages that it has not, OutOfSpace if one of them is in use.
+        """
+        if not 1 <= n_pages <= self.n_pages:
+            raise ModuleError(f"the module has {self.n_pages} pages to give back", n_pages)
+        owners = self.owners()
+        free = len(owners) - len(owners.lstrip(bytes([PAGE_FREE])))
+        if free < n_pages:
+            raise OutOfSpace("free pages at the lower end of the kexec module", n_pages, free)
+        resize(self._page, self.n_pages - n_pages)
+        self.address = PhysAddr(self.address + n_pages * PAGE_SIZE)
 
     # Pages.
 
     def owners(self) -> bytes:
         """The owner of each page: a record's index, or 255 for a free one."""
-        return bytes(self._page[PG2REC_OFFSET : PG2REC_OFFSET + self.n_pages])
+        return self._page.owners()
 
     def free_page_count(self) -> int:
         """How many pages belong to nobody."""
@@ -226,7 +276,7 @@ class KexecModule:
         first = owners.find(bytes([PAGE_FREE]) * n)
         if first < 0:
             raise OutOfSpace("pages of the kexec module in a row", n, _longest_free_run(owners))
-        self._set_owners(first, n, owner)
+        self._page.set_owners(first, bytes([owner]) * n)
         return first
 
     def free_pages(self, first: int, n: int) -> None:
@@ -237,7 +287,7 @@ class KexecModule:
             raise ModuleError(f"the module has {self.n_pages} pages, not the {n} from", first)
         if PAGE_FREE in self.owners()[first : first + n]:
             raise ModuleError(f"not all of the {n} pages are owned from", first)
-        self._set_owners(first, n, PAGE_FREE)
+        self._page.set_owners(first, bytes([PAGE_FREE]) * n)
 
     def page_address(self, index: int) -> PhysAddr:
         """Address of an allocatable page. ModuleError if there is none of that index."""
@@ -249,38 +299,21 @@ class KexecModule:
         """Frame number of an allocatable page. ModuleError if there is none of that index."""
         return frame_of(self.page_address(index))
 
-    # The administration page itself.
-
-    def _entry(self, index: int) -> Record:
-        """An entry as it stands there. ImageError if it was damaged since the module was sound."""
-        where = self.recs_off + index * RECORD.size
-        offset, type_, size = RECORD.unpack(self._page, where)
-        if type_ != RECORD_NONE and offset + size > PAGE_SIZE:
-            raise ImageError("record-outside", f"record {index} is not in its page", where)
-        return Record(index, type_, offset, size)
-
-    def _write_entry(self, index: int, record: Record) -> None:
-        where = self.recs_off + index * RECORD.size
-        packed = RECORD.pack(record.offset, record.type, record.size)
-        type_at = RECORD.offset_of("type")
-        self._page[where : where + type_at] = packed[:type_at]
-        self._page[where + type_at + 1 : where + RECORD.size] = packed[type_at + 1 :]
-        self._page[where + type_at] = record.type
-
-    def _unused_entry(self) -> int:
-        for index in range(self.n_records):
-            if self._entry(index).type == RECORD_NONE:
-                return index
-        raise OutOfSpace("records of the kexec module", 1, 0)
-
-    def _set_owners(self, first: int, n: int, owner: int) -> None:
-        start = PG2REC_OFFSET + first
-        self._page[start : start + n] = bytes([owner]) * n
-
 
 def _validate_type(type_: int) -> None:
     if not RECORD_NONE < type_ <= MAX_RECORD_TYPE:
         raise ModuleError(f"a record's type is 1 to {MAX_RECORD_TYPE}", type_)
+
+
+def _runs(pages: list[int]) -> list[tuple[int, int]]:
+    """First and number of each run of neighbours in a rising list."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and page == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
+    return runs
 
 
 def _longest_free_run(owners: bytes) -> int:

@@ -17,6 +17,11 @@ checks only (size, eye catcher, `n_pages`) and trusts the rest; here all of it h
     records-overlap             two records share bytes
     owner-out-of-range          a page's owner is an index that n_records rules out
     owner-without-record        a page's owner is an unused record
+    type-twice                  a second journal of a resize, of which one may be
+    bad-resize                  a journal of a resize that can't be carried through
+
+A resize in flight (`kexec/resize.py`) is no problem: `n_pages` and the module's size may then be
+either of the journal's two numbers, and of the owners those are checked that either form has.
 
 **Invariants.** Any bytes give a list, never an exception; an empty list means that every later
 access through the numbers in the page stays inside of it. `offset` of a problem is in bytes from
@@ -35,6 +40,10 @@ from xenlive.abi.kexec_module import (
     PG2REC_OFFSET,
     RECORD,
     RECORD_NONE,
+    RECORD_RESIZE,
+    RESIZE,
+    RESIZE_MAGIC,
+    RESIZE_SHRINKING,
 )
 from xenlive.memory.address import PAGE_SIZE
 
@@ -77,7 +86,9 @@ def verify(admin_page: Buffer, size_bytes: int) -> list[Problem]:
         found = ascii(page[: len(EYE_CATCHER)])[1:]
         return [Problem("bad-eye-catcher", f"{found} stands where 'KexecMem' should", 0)]
     _, n_pages, n_records, recs_off = HEADER.unpack(page)
-    problems = _header_problems(n_pages, n_records, size_bytes)
+    expected = size_bytes // PAGE_SIZE - 1
+    journals = _journals(page, n_records, recs_off)
+    problems = _header_problems(n_pages, n_records, expected, journals)
     if problems:
         return problems
     table_end = recs_off + n_records * RECORD.size
@@ -86,13 +97,57 @@ def verify(admin_page: Buffer, size_bytes: int) -> list[Problem]:
         return [table]
     records = [RECORD.unpack(page, recs_off + i * RECORD.size) for i in range(n_records)]
     problems = _record_problems(records, recs_off, table_end)
-    return problems + _owner_problems(page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages], records)
+    problems += _journal_problems(journals, n_pages, recs_off)
+    owners = page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages]
+    if journals and not problems:
+        owners = journals[0].owners(page)
+    return problems + _owner_problems(owners, records)
 
 
-def _header_problems(n_pages: int, n_records: int, size_bytes: int) -> list[Problem]:
+class _Journal:
+    """A journal of a resize as it stands there: its entry is at `where`; `whole` if it has all."""
+
+    __slots__ = ("boundary", "n_large", "n_small", "where", "whole")
+
+    def __init__(self, where: int, data: bytes) -> None:
+        self.where = where
+        self.whole = len(data) == RESIZE.size
+        numbers = RESIZE.unpack(data.ljust(RESIZE.size, b"\0"))
+        self.n_small: int = numbers[1]
+        self.n_large: int = numbers[2]
+        self.boundary: int = numbers[3] & ~RESIZE_SHRINKING
+
+    def allows(self, n_pages: int) -> bool:
+        """Whether a module that is being resized can have so many pages."""
+        return self.whole and n_pages in (self.n_small, self.n_large)
+
+    def owners(self, page: bytes) -> bytes:
+        """The owners by position; where neither form has one they count as free."""
+        owners = page[PG2REC_OFFSET : PG2REC_OFFSET + self.n_large]
+        stale = max(self.boundary, self.n_small) - self.n_small
+        free = bytes([PAGE_FREE]) * stale
+        return owners[: self.n_small] + free + owners[self.n_small + stale :]
+
+
+def _journals(page: bytes, n_records: int, recs_off: int) -> list[_Journal]:
+    """All records that are journals by type and magic; the numbers may be anything."""
+    if recs_off + n_records * RECORD.size > PAGE_SIZE:
+        return []
+    journals = []
+    for index in range(n_records):
+        where = recs_off + index * RECORD.size
+        offset, type_, size = RECORD.unpack(page, where)
+        if type_ == RECORD_RESIZE and page.startswith(RESIZE_MAGIC, offset, offset + size):
+            journals.append(_Journal(where, page[offset : offset + size]))
+    return journals
+
+
+def _header_problems(
+    n_pages: int, n_records: int, expected: int, journals: list[_Journal]
+) -> list[Problem]:
     problems = []
-    if n_pages != size_bytes // PAGE_SIZE - 1:
-        expected = size_bytes // PAGE_SIZE - 1
+    in_flight = journals and journals[0].allows(n_pages) and journals[0].allows(expected)
+    if n_pages != expected and not in_flight:
         message = f"n_pages is {n_pages}, by the module's size it is {expected}"
         problems.append(Problem("bad-n-pages", message, HEADER.offset_of("n_pages")))
     elif PG2REC_OFFSET + n_pages > PAGE_SIZE:
@@ -101,6 +156,28 @@ def _header_problems(n_pages: int, n_records: int, size_bytes: int) -> list[Prob
     if n_records > MAX_RECORDS:
         message = f"n_records is {n_records}, at most {MAX_RECORDS} can be told apart"
         problems.append(Problem("bad-n-records", message, HEADER.offset_of("n_records")))
+    return problems
+
+
+def _journal_problems(journals: list[_Journal], n_pages: int, recs_off: int) -> list[Problem]:
+    if not journals:
+        return []
+    first = journals[0]
+    problems = [
+        Problem("type-twice", "a second journal of a resize", journal.where)
+        for journal in journals[1:]
+    ]
+    wrong = ""
+    if not first.whole:
+        wrong = f"a journal of a resize has {RESIZE.size} bytes, this one has not"
+    elif first.n_small >= first.n_large or not first.allows(n_pages):
+        wrong = f"n_pages is {n_pages}, the resize is from {first.n_small} to {first.n_large}"
+    elif PG2REC_OFFSET + first.n_large > recs_off:
+        wrong = f"the owners of {first.n_large} pages reach over the table at {recs_off}"
+    elif first.boundary > first.n_large:
+        wrong = f"the boundary is {first.boundary}, behind the last of {first.n_large} pages"
+    if wrong:
+        problems.insert(0, Problem("bad-resize", wrong, first.where))
     return problems
 
 
@@ -146,13 +223,14 @@ def _record_problems(
 
 def _owner_problems(owners: bytes, records: list[tuple[int, int, int]]) -> list[Problem]:
     problems = []
-    for owner in sorted(set(owners) - {PAGE_FREE}):
+    used = [index for index, (_, type_, _) in enumerate(records) if type_ != RECORD_NONE]
+    for owner in sorted(set(owners.translate(None, bytes([*used, PAGE_FREE])))):
         pages = owners.count(owner)
         where = PG2REC_OFFSET + owners.index(owner)
         if owner >= len(records):
             message = f"{pages} pages belong to record {owner} of {len(records)}"
             problems.append(Problem("owner-out-of-range", message, where))
-        elif records[owner][1] == RECORD_NONE:
+        else:
             message = f"{pages} pages belong to record {owner}, which is unused"
             problems.append(Problem("owner-without-record", message, where))
     return problems

@@ -140,6 +140,19 @@ class MemoryMap:
                 longest = max(longest, (end - start) // PAGE_SIZE)
         raise OutOfSpace("pages for a kexec module", n_pages, longest)
 
+    def room_below(self, address: PhysAddr, reserved: Iterable[tuple[int, int]] = ()) -> int:
+        """How many whole pages of RAM lie right below `address`, a multiple of a page's size.
+
+        They end where the RAM does, or at the nearest of `reserved`, which are pairs of address
+        and size in bytes.
+        """
+        for range_ in self.ram():
+            if range_.addr < address <= range_.end:
+                free = _without(_whole_pages(range_.addr, address), list(reserved))
+                if free and free[-1][1] == address:
+                    return (free[-1][1] - free[-1][0]) // PAGE_SIZE
+        return 0
+
     def for_next_kernel(self) -> MemoryMap:
         """The map as the next kernel is to see it: without this kernel's own soft reservations."""
         return MemoryMap(range_ for range_ in self._ranges if range_.type != E820_SOFT_RESERVED)

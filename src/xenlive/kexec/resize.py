@@ -1,0 +1,189 @@
+"""Growing and shrinking at the lower end: every page's index shifts, so every owner moves.
+
+A module that grows by k pages has the owner of its page i at position i + k from then on. That is
+no single store, so a record keeps the journal (RESIZE in `abi/kexec_module.py`): both sizes, and a
+boundary between the two forms of the owners:
+
+                 0              boundary            n_small      n_large
+    owners       | small form     | large form ...                  |
+    growing                     ◀─┤                     large[j] = small[j - k], new pages free
+    shrinking                     ├─▶                   small[i] = large[i + k]
+
+The boundary moves by at most k positions at a time: the owners are copied, then the boundary is
+stored. The copy's source is never among its targets, so a step that was cut off is simply done
+again. The highest bit of the boundary says which way it moves; to turn round, the step in progress
+is finished first. `n_pages` changes when the boundary is at its end, and the deletion of the record
+is the last word: until then either size is a way to look at the module, and `finish` gives the one
+that is asked for.
+
+While the journal is there, the free pages belong to it. A kernel that knows only the posted format
+and meets it sees a sound module in which no page is free, and so takes none that is in use.
+
+**Invariants.** The page is sound after each single store. Whoever calls here has made room: the
+table starts behind the owners of the large form.
+
+Why not move the owners elsewhere and switch: the format has one place for them, offset 14.
+"""
+
+from __future__ import annotations
+
+from xenlive.abi.kexec_module import (
+    MAX_RECORDS,
+    PAGE_FREE,
+    PG2REC_OFFSET,
+    RECORD_NONE,
+    RECORD_RESIZE,
+    RESIZE,
+    RESIZE_MAGIC,
+    RESIZE_SHRINKING,
+    fresh_recs_off,
+)
+from xenlive.kexec.adminpage import rehearsed
+from xenlive.kexec.arrange import compact, extend_table, raise_table
+from xenlive.memory.address import PAGE_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenlive.kexec.adminpage import AdminPage
+
+_BOUNDARY = RESIZE.offset_of("boundary")
+
+
+class Resize:
+    """A journal as it stands in a page: `index` of its record, where its data lies, its numbers."""
+
+    __slots__ = ("boundary", "index", "n_large", "n_small", "offset", "shrinking")
+
+    def __init__(self, index: int, offset: int, data: bytes) -> None:
+        _, self.n_small, self.n_large, boundary = RESIZE.unpack(data)
+        self.index = index
+        self.offset = offset
+        self.boundary: int = boundary & ~RESIZE_SHRINKING
+        self.shrinking = bool(boundary & RESIZE_SHRINKING)
+
+    @property
+    def step(self) -> int:
+        """By how many pages the sizes differ: as far as the boundary moves at a time."""
+        return int(self.n_large - self.n_small)
+
+
+def resize(page: AdminPage, n_pages: int) -> None:
+    """Gives the module `n_pages` allocatable pages; the caller knows that the others are free.
+
+    OutOfSpace, and nothing was changed, if the page has no room for it.
+    """
+    if n_pages < page.n_pages:
+        rehearsed(page, [lambda page: _shift(page, n_pages)])
+        return
+    if page.recs_off >= PG2REC_OFFSET + n_pages:
+        ways: list[Callable[[AdminPage], None]] = [lambda page: _shift(page, n_pages)]
+    else:
+        ways = [
+            lambda page, way=way: _raise_and_shift(page, n_pages, way)  # type: ignore[misc]
+            for way in raise_table(fresh_recs_off(n_pages))
+        ]
+    rehearsed(page, ways)
+
+
+def find_resize(page: AdminPage) -> Resize | None:
+    """The journal in a sound page, if there is one."""
+    for record in page.records():
+        if record.type == RECORD_RESIZE and record.size == RESIZE.size:
+            data = page.data(record)
+            if data.startswith(RESIZE_MAGIC):
+                return Resize(record.index, record.offset, data)
+    return None
+
+
+def finish(page: AdminPage, n_pages: int) -> None:
+    """Brings a resize to the end that gives `n_pages`, one of its two; none there: no change."""
+    journal = find_resize(page)
+    if journal is None:
+        return
+    _hold_free_pages(page, journal)
+    _turn(page, journal, shrinking=n_pages == journal.n_small)
+    while _step(page, journal):
+        pass
+    page.set_n_pages(n_pages)
+    if n_pages == journal.n_small:
+        page.zero(PG2REC_OFFSET + n_pages, journal.step)
+    owners = page.owners()
+    page.set_owners(0, owners.replace(bytes([journal.index]), bytes([PAGE_FREE])))
+    page.drop(page.entry(journal.index))
+
+
+def _raise_and_shift(page: AdminPage, n_pages: int, way: Callable[[AdminPage], None]) -> None:
+    way(page)
+    _shift(page, n_pages)
+
+
+def _shift(page: AdminPage, n_pages: int) -> None:
+    before = page.n_pages
+    owners = page.owners()
+    k = n_pages - before
+    after = bytes([PAGE_FREE]) * k + owners if k > 0 else owners[-k:]
+    both = min(before, n_pages)
+    if after[:both] == owners[:both]:
+        page.set_owners(both, after[both:])
+        page.set_n_pages(n_pages)
+        page.zero(PG2REC_OFFSET + n_pages, -k)
+        return
+    n_records = page.n_records
+    if RECORD_NONE not in page.types() and n_records < MAX_RECORDS:
+        extend_table(page, n_records + 1)
+    if page.data_end + RESIZE.size > PAGE_SIZE:
+        compact(page)
+    boundary = n_pages if k > 0 else RESIZE_SHRINKING
+    journal = RESIZE.pack(RESIZE_MAGIC, both, max(before, n_pages), boundary)
+    page.add(RECORD_RESIZE, journal)
+    finish(page, n_pages)
+    if n_records < page.n_records:
+        page.set_n_records(n_records)
+
+
+def _hold_free_pages(page: AdminPage, journal: Resize) -> None:
+    """Gives the free pages of both forms to the journal; what lies between them is neither's."""
+    free, held = bytes([PAGE_FREE]), bytes([journal.index])
+    for first, end in (
+        (0, journal.n_small),
+        (max(journal.boundary, journal.n_small), journal.n_large),
+    ):
+        owners = page.read(PG2REC_OFFSET + first, end - first)
+        if free in owners:
+            page.set_owners(first, owners.replace(free, held))
+
+
+def _turn(page: AdminPage, journal: Resize, shrinking: bool) -> None:
+    if journal.shrinking != shrinking:
+        _step(page, journal)
+        journal.shrinking = shrinking
+        _store_boundary(page, journal)
+
+
+def _step(page: AdminPage, journal: Resize) -> bool:
+    """Moves the boundary by one step, or the rest of one; False if it was at its end."""
+    k, boundary = journal.step, journal.boundary
+    if journal.shrinking:
+        if boundary == journal.n_large:
+            return False
+        journal.boundary = min(boundary + k, journal.n_large)
+        end = min(journal.boundary, journal.n_small)
+        if end > boundary:
+            page.set_owners(boundary, page.read(PG2REC_OFFSET + boundary + k, end - boundary))
+    else:
+        if boundary == 0:
+            return False
+        journal.boundary = max(boundary - k, 0)
+        n_new = min(max(k - journal.boundary, 0), boundary - journal.boundary)
+        first = journal.boundary + n_new
+        moved = page.read(PG2REC_OFFSET + first - k, boundary - first)
+        page.set_owners(journal.boundary, bytes([journal.index]) * n_new + moved)
+    _store_boundary(page, journal)
+    return True
+
+
+def _store_boundary(page: AdminPage, journal: Resize) -> None:
+    direction = RESIZE_SHRINKING if journal.shrinking else 0
+    page.store_u16(journal.offset + _BOUNDARY, journal.boundary | direction)
