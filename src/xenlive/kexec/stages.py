@@ -52,6 +52,13 @@ class Stages:
         """Appends a step; it is neither done nor checked before `run`."""
         self._stages.append(Stage(name, do, undo))
 
+    def add_callback(self, name: str, callback: Callable[[bool], object]) -> None:
+        """Appends a step that is `callback(False)`, undone by `callback(True)`, as Mini-OS has it.
+
+        A callback that refuses raises, and is not called again to undo what it has not done.
+        """
+        self.add(name, lambda: callback(False), lambda: callback(True))
+
     def names(self) -> list[str]:
         """Names of all steps, in order."""
         return [stage.name for stage in self._stages]
