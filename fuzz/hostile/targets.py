@@ -12,6 +12,7 @@ from hostile.target import Target
 
 TARGETS = {
     "module": "hostile.modules",
+    "start-info": "hostile.startinfos",
 }
 
 
