@@ -35,30 +35,32 @@ def tell(source: Source) -> str | None:
         return "memory"
     head = source.read(0, _HEAD_BYTES)
     if head.startswith(_KDUMP_MAGICS):
-        what = (
-            f"{source.path} is a compressed kdump: dump the memory again as ELF, without -z or -l"
-        )
-        raise ImageError("kdump-image", what, 0)
+        what = "is a compressed kdump: dump the memory as ELF, without -z, -l or -s"
+        raise source.error("kdump-image", what, 0)
     if not head.startswith(ELF_MAGIC):
         return None
-    from xenlive.dump import elfcore
+    from xenlive.dump import elfcore, xencore
 
-    return elfcore.tell(source)
+    return "xen-core" if xencore.is_one(elfcore.ElfCore(source)) else "elf-core"
 
 
 def space_of(source: Source, kind: str) -> Space:
     """The memory in a file of `kind`. ImageError if it is not one, or not sound."""
-    if kind in ("xen-core", "elf-core"):
+    if kind == "elf-core":
         from xenlive.dump import elfcore
 
-        return elfcore.space_of(source, kind)
+        return elfcore.space_of(source)
+    if kind == "xen-core":
+        from xenlive.dump import xencore
+
+        return xencore.space_of(source)
     return Space(source, [Extent(0, source.size_bytes, 0)])
 
 
-def no_module_message(source: Source) -> str:
-    """What to say of a file without a module: a packed one can't show any."""
+def no_module(source: Source) -> ImageError:
+    """What to raise for a file without a module: a packed one can't show any."""
     head = source.read(0, _HEAD_BYTES)
     for magic, name in _PACKED_MAGICS.items():
         if head.startswith(magic):
-            return f"{source.path} is packed with {name}: unpack it first"
-    return f"{source.path} has no kexec module in it"
+            return source.error("no-module", f"is packed with {name}: unpack it first")
+    return source.error("no-module", "has no kexec module in it")

@@ -30,7 +30,6 @@ from xenlive.dump.formats import KINDS
 from xenlive.dump.live import RAM_NAME, memory_file
 from xenlive.dump.scan import eye_catchers
 from xenlive.dump.source import Source
-from xenlive.errors import ImageError
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down
 
@@ -164,7 +163,7 @@ class Image:
                 return found
             other = other or found
         if other is None:
-            raise ImageError("no-module", formats.no_module_message(self._source))
+            raise formats.no_module(self._source)
         return other
 
     def find_modules(self) -> list[FoundModule]:

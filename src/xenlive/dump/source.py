@@ -38,7 +38,7 @@ class Source:
         try:
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not-an-image", f"{path} is no regular file")
+                raise self.error("not-an-image", "is no regular file")
             self.size_bytes = status.st_size
             self.unlinked = status.st_nlink == 0
         except BaseException:
@@ -50,6 +50,12 @@ class Source:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def error(
+        self, code: str, what: str, offset: int | None = None, value: object = None
+    ) -> ImageError:
+        """The ImageError for this file; `what` goes on from its name: "is empty"."""
+        return ImageError(code, f"{self.path} {what}", offset, value)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes at `offset`; fewer where the file ends, as it is now."""

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from xenlive.dump.source import Source
-from xenlive.errors import ImageError
 
 ADDRESS_END = 1 << 64
+# Memory of 4 GiB in pieces of one page. More are no dump of a machine, and would fill ours.
+MAX_EXTENTS = 1 << 20
 
 
 class Extent(NamedTuple):
@@ -42,9 +44,13 @@ class Space:
     """The memory that a file holds. `extents` in any order; empty ones are left out."""
 
     def __init__(self, source: Source, extents: Iterable[Extent]) -> None:
-        """ImageError (`memory-wraps`, `memory-overlap`) if they can't all be true."""
+        """ImageError (`memory-wraps`, `memory-overlap`, `memory-pieces`) if they can't be true."""
         self.source = source
-        self.extents = _merge(sorted(extent for extent in extents if extent.size))
+        known = list(islice((extent for extent in extents if extent.size), MAX_EXTENTS + 1))
+        if len(known) > MAX_EXTENTS:
+            raise source.error("memory-pieces", f"has more than {MAX_EXTENTS} pieces of memory")
+        known.sort()
+        self.extents = _merge(source, known)
         self._starts = [extent.address for extent in self.extents]
 
     def regions(self) -> list[tuple[int, int]]:
@@ -90,12 +96,12 @@ class Space:
         return self.extents[index]
 
 
-def _merge(extents: list[Extent]) -> list[Extent]:
+def _merge(source: Source, extents: list[Extent]) -> list[Extent]:
     """Extents that go on in memory and in the file are one."""
     merged: list[Extent] = []
     for extent in extents:
         if extent.address < 0 or extent.end > ADDRESS_END:
-            raise ImageError("memory-wraps", "memory past 64 bits of address", value=extent.address)
+            raise source.error("memory-wraps", "has memory past 64 bits", value=extent.address)
         if not merged or merged[-1].end < extent.address:
             merged.append(extent)
             continue
@@ -104,8 +110,8 @@ def _merge(extents: list[Extent]) -> list[Extent]:
         if same_place:
             merged[-1] = last._replace(size=max(last.end, extent.end) - last.address)
         elif last.end > extent.address:
-            what = f"two parts of the image both say what is at {extent.address:#x}"
-            raise ImageError("memory-overlap", what, value=extent.address)
+            what = f"has two parts that say different things of {extent.address:#x}"
+            raise source.error("memory-overlap", what)
         else:
             merged.append(extent)
     return merged
