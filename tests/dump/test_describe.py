@@ -16,7 +16,8 @@ from xenlive.kexec import KexecModule
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.guest import GuestMemory
 
-KEYS = [
+# The contract of `inspect --json`: these are there, in this order; others only follow.
+CONTRACT = [
     "address",
     "n_pages",
     "n_records",
@@ -26,8 +27,18 @@ KEYS = [
     "records",
     "problems",
 ]
+KEYS = [*CONTRACT, "pg2rec", "admin_address", "image", "streams", "others"]
 RECORD_KEYS = ["index", "type", "type_name", "offset", "size", "data", "pages", "decoded"]
 INTERFACE_PAGE = 0
+EMPTY_RING = {
+    "size_bytes": 32768,
+    "cons": 0,
+    "prod": 0,
+    "pending_bytes": 0,
+    "messages": [],
+    "left_out": 0,
+    "problem": None,
+}
 
 
 def described(path: Path, data: bytes | bytearray) -> dict[str, Any]:
@@ -74,6 +85,12 @@ def test_the_whole_description_of_a_real_device(tmp_path: Path) -> None:
                         "ring_order": 4,
                         "ref": list(range(2046, 2030, -1)),
                     },
+                    "rings": {
+                        "ground": "page-order",
+                        "pages": list(range(1, 17)),
+                        "in": EMPTY_RING | {"cons": 80633, "prod": 80633},
+                        "out": EMPTY_RING | {"cons": 73988, "prod": 73988},
+                    },
                 },
             },
             {
@@ -88,6 +105,11 @@ def test_the_whole_description_of_a_real_device(tmp_path: Path) -> None:
             },
         ],
         "problems": [],
+        "pg2rec": "00" * 17,
+        "admin_address": None,
+        "image": {"kind": "module", "size_bytes": 73728, "regions": []},
+        "streams": [],
+        "others": [],
     }
 
 

@@ -18,16 +18,22 @@ ADDRESS = 0x3FEE000
 PRINTED = """\
 kexec module of 18 pages at 0x3fee000
 
-0x3fee000  0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 #
+memory  0x0 [-------------------------------------------------------#] 0x4000000
+
+0x3fee000  0i 0< 0< 0< 0< 0< 0< 0< 0< 0> 0> 0> 0> 0> 0> 0> 0> #
   0  9PFS, 17 pages, 16 bytes: grant 2047, port 4
+     i interface page 0, < in ring 1-8, > out ring 9-16
   1  record of type 2, 0 pages, 24 bytes
-  #  administration page: 2 of 16 records, 3960 bytes free
+  #  administration page: 2 of 16 records, 3,960 bytes free
   .  free: 0 pages
 
 record 0: type 1 (9PFS), 16 bytes at 96, pages 0-16
     ring_ref 2047, evtchn 4, prod_pvt_out 40342, cons_pvt_in 40326
     interface page 0: in_cons 80633, in_prod 80633, out_cons 73988, out_prod 73988, ring_order 4
     ref 2046-2031
+    ring pages 1-16, by the order of the pages
+    in ring: empty
+    out ring: empty
 record 1: type 2 (unknown), 24 bytes at 112, pages none
     171a1d202326292c2f3235383b3e4144474a4d505356595c
 sound
@@ -140,7 +146,7 @@ def test_as_says_what_the_image_is(device: Path, capsys: pytest.CaptureFixture[s
         (["{tmp}/empty"], "xenlive: {tmp}/empty has no kexec module in it"),
         (["{tmp}"], "xenlive: no domain runs in {tmp} (no ram in it)"),
         ([], "xenlive: no domain runs in {tmp}/rundir (no ram in it)"),
-        (["{tmp}/elf"], "xenlive: {tmp}/elf is an ELF file, not raw memory"),
+        (["{tmp}/elf"], "xenlive: {tmp}/elf is a broken ELF file (Invalid EI_CLASS b'\\x00')"),
         (["{tmp}/empty/below"], "xenlive: {tmp}/empty/below: Not a directory"),
         (["/dev/null"], "xenlive: /dev/null is no regular file"),
         (["{tmp}/empty", "more"], "xenlive {command}: Got unexpected extra argument (more)"),

@@ -23,6 +23,7 @@ def description(n_pages: int, *owned: range, address: int | None = 0x3FEE000) ->
         "n_records": 16,
         "free_pages": n_pages - sum(len(pages) for pages in owned),
         "free_record_bytes": 1,
+        "problems": [],
         "records": [
             {
                 "index": index,

@@ -1,7 +1,7 @@
 """`xenlive inspect` and `xenlive verify`: handed-over memory, described and checked.
 
-An image is a raw module or memory image, or the run directory of a domain that runs: its memory is
-looked at as it is, without a word to the domain.
+An image is a raw module or memory image, a core of Xen or QEMU, or the run directory of a domain
+that runs: its memory is looked at as it is, without a word to the domain.
 
 | ends | exit |
 |---|---|
@@ -22,135 +22,136 @@ from typing import Any
 
 import click
 
+from xenlive.cli.images import image_argument, image_rundir_option, kind_option, opened
 from xenlive.cli.options import json_option
-from xenlive.dump import describe_image, draw_module
-from xenlive.dump.image import KINDS, RAM_NAME
-from xenlive.errors import ImageError
-from xenlive.rundir import default_rundir
+from xenlive.dump.describe import describe
 
 EXIT_UNSOUND = 1
-EXIT_NO_MODULE = 2
-
-image_argument = click.argument("image", required=False, type=click.Path(path_type=Path))
-kind_option = click.option(
-    "--as",
-    "kind",
-    type=click.Choice(KINDS),
-    default="auto",
-    help="What IMAGE is: a module by itself, or memory with one in it.  [default: auto]",
-)
-
-
-class NoModule(click.ClickException):
-    """There is nothing to describe."""
-
-    exit_code = EXIT_NO_MODULE
 
 
 @click.command()
 @image_argument
+@image_rundir_option
 @kind_option
+@click.option("--all", "all_modules", is_flag=True, help="Describe all modules of the image.")
+@click.option("--quick", is_flag=True, help="Look at the module alone, not at all memory.")
+@click.option(
+    "--svg",
+    "svg_path",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    metavar="FILE",
+    help="Write the picture to FILE as SVG, and no text; - is stdout.",
+)
 @json_option
-def inspect_command(image: Path | None, kind: str, as_json: bool) -> int:
+def inspect_command(
+    image: Path | None,
+    rundir: Path | None,
+    kind: str,
+    all_modules: bool,
+    quick: bool,
+    svg_path: Path | None,
+    as_json: bool,
+) -> int:
     """Describe the kexec module in IMAGE.
 
-    IMAGE is a module or memory image, or the run directory of a running domain; without it, the
-    default run directory.
+    IMAGE is a module or memory image, a dump of Xen or QEMU, or the run directory of a running
+    domain; without it, the default run directory. Of several modules the highest sound one is
+    described, and the others are named.
     """
-    description = load_description(image, kind)
-    if as_json:
-        click.echo(json.dumps(description))
+    if svg_path is not None and as_json:
+        raise click.UsageError("--svg and --json exclude each other")
+    descriptions = load_descriptions(image, rundir, kind, all_modules, not quick)
+    if svg_path is not None:
+        write_svg(descriptions[0], svg_path)
+    elif as_json:
+        chosen, *others = descriptions
+        click.echo(json.dumps(chosen | {"others": others} if all_modules else chosen))
     else:
-        print_description(description)
+        for place, description in enumerate(descriptions):
+            if place:
+                click.echo()
+            print_description(description, alone=len(descriptions) == 1)
     return 0
 
 
 @click.command()
 @image_argument
+@image_rundir_option
 @kind_option
-def verify_command(image: Path | None, kind: str) -> int:
+@json_option
+def verify_command(image: Path | None, rundir: Path | None, kind: str, as_json: bool) -> int:
     """Check the kexec module in IMAGE: exit 0 if it is sound, 1 if not, 2 if there is none.
 
     Each problem is a line of its own: its code, the offset in the module's last page, and what is
     wrong. IMAGE is as for inspect.
     """
-    problems = load_description(image, kind)["problems"]
-    for problem in problems:
-        click.echo(f"{problem['code']} at {problem['offset']}: {problem['message']}")
+    from xenlive.dump.lines import problem_line
+
+    (description,) = load_descriptions(image, rundir, kind, all_modules=False, thorough=False)
+    problems = description["problems"]
+    if as_json:
+        wanted = ("address", "n_pages", "problems")
+        click.echo(json.dumps({"sound": not problems} | {key: description[key] for key in wanted}))
+    else:
+        for problem in problems:
+            click.echo(problem_line(problem))
     return EXIT_UNSOUND if problems else 0
 
 
-def load_description(image: Path | None, kind: str) -> dict[str, Any]:
-    """What `describe_image` says of IMAGE, or of the default run directory.
+def load_descriptions(
+    image: Path | None, rundir: Path | None, kind: str, all_modules: bool, thorough: bool
+) -> list[dict[str, Any]]:
+    """What `describe` says of the module in IMAGE that counts, and of the others if they are asked.
 
-    NoModule if there is nothing to describe.
+    CannotRead if there is nothing to describe.
     """
-    path = default_rundir() if image is None else image
-    try:
-        return describe_image(path, kind)
-    except ImageError as error:
-        raise NoModule(error.what) from None
-    except FileNotFoundError:
-        if image is None or path.is_dir():
-            raise NoModule(f"no domain runs in {path} (no {RAM_NAME} in it)") from None
-        raise NoModule(f"{path}: no such file or directory") from None
-    except OSError as error:
-        raise NoModule(f"{path}: {error.strerror or error}") from None
+    with opened(image, rundir, kind) as memory:
+        chosen = memory.find_module()
+        descriptions = [describe(memory, chosen, thorough)]
+        if all_modules:
+            others = [found for found in memory.find_modules() if found.offset != chosen.offset]
+            descriptions += [describe(memory, found) for found in others]
+        return descriptions
 
 
-def print_description(description: dict[str, Any]) -> None:
-    """The description for people: where it lies, its picture, its records, its problems."""
+def write_svg(description: dict[str, Any], path: Path) -> None:
+    """Writes the picture as a file by itself, or to stdout if the path is `-`."""
+    from xenlive.dump.svg import draw_svg
+
+    drawn = draw_svg(description)
+    if str(path) == "-":
+        click.echo(drawn, nl=False)
+    else:
+        path.write_text(drawn, encoding="utf-8")
+
+
+def print_description(description: dict[str, Any], alone: bool = True) -> None:
+    """The description for people: where it lies, its picture, its records, its problems.
+
+    `alone` says that nobody else describes the other modules of the image.
+    """
     from rich.console import Console
     from rich.text import Text
 
+    from xenlive.dump.lines import (
+        headline,
+        other_line,
+        problem_line,
+        record_lines,
+        stream_line,
+    )
+    from xenlive.dump.picture import draw_module
+
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    address = description["address"]
-    place = "at an unknown address" if address is None else f"at {address:#x}"
-    size = description["n_pages"] + 1
-    console.print(Text(f"kexec module of {size} page{'s' * (size != 1)} {place}\n"))
+    console.print(Text(headline(description) + "\n", style="bold"))
     console.print(draw_module(description, console.width))
     for record in description["records"]:
-        console.print(Text("\n".join(_record_lines(record))))
+        console.print(Text("\n".join(record_lines(record))))
+    for stream in description["streams"]:
+        console.print(Text(stream_line(stream)))
     for problem in description["problems"]:
-        line = f"problem: {problem['code']} at {problem['offset']}: {problem['message']}"
-        console.print(Text(line, style="bold red"))
+        console.print(Text(f"problem: {problem_line(problem)}", style="bold red"))
     if not description["problems"]:
         console.print(Text("sound", style="green"))
-
-
-def _record_lines(record: dict[str, Any]) -> list[str]:
-    name = record["type_name"]
-    lines = [
-        f"record {record['index']}: type {record['type']} ({name}), "
-        f"{record['size']} bytes at {record['offset']}, pages {_runs(record['pages'])}"
-    ]
-    if record["decoded"] is None:
-        data = record["data"]
-        lines += [f"    {data[at : at + 64]}" for at in range(0, len(data), 64)]
-        return lines
-    decoded = dict(record["decoded"])
-    interface = decoded.pop("interface", None)
-    lines.append("    " + _fields(decoded))
-    if interface is not None:
-        refs = interface.pop("ref")
-        page = interface.pop("page")
-        lines.append(f"    interface page {page}: " + _fields(interface))
-        lines.append(f"    ref {_runs(refs)}")
-    return lines
-
-
-def _fields(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
-
-
-def _runs(numbers: list[int]) -> str:
-    """`0-16`, `3, 5-7`, `none`; runs may go down, as a device's references do."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        step = number - runs[-1][-1] if runs else 0
-        if abs(step) == 1 and (len(runs[-1]) == 1 or runs[-1][-1] - runs[-1][-2] == step):
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    texts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return ", ".join(texts) or "none"
+    for other in description["others"] or [] if alone else []:
+        console.print(Text(f"{other_line(other)} (--all describes it)"))

@@ -5,18 +5,27 @@
     free_pages free_record_bytes
     records             index type type_name offset size data (hex) pages (indices) decoded
     problems            code message offset
+    pg2rec              the owner of each page, a byte each (hex), as far as it is in the page
+    image               kind size_bytes regions (address and size_bytes of the memory it has)
+    streams             Xenstore state streams: address page record, and what `summarize` says
+    admin_address       of the last page; null as `address`
+    others              the other modules of the image, in short: address n_pages problems (their
+                        number); null if nobody looked for them
 
 `decoded` is null for types and sizes that are not known. For a 9PFS record it has the record's
-fields, and under `interface` what its interface page says, if the image has that page.
+fields, under `interface` what its interface page says, and under `rings` what waits in them (see
+`device.py`); `own_records.py` has the other types. `problems` are those of `verify`, then those of
+`suspect`.
 
 **Invariants.** Any found module can be described, sound or not: what the page says is shown as far
 as it lies inside of it, and `problems` tells what is wrong with it. The same image gives the same
-object.
+object. Keys only ever become more.
 """
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +38,43 @@ from xenlive.abi.kexec_module import (
     RECORD_NONE,
     TYPE_NAMES,
 )
-from xenlive.abi.xen9pfs import INTERFACE, MAX_RING_ORDER, MIN_RING_ORDER
-from xenlive.abi.xen9pfs import RECORD_9PFS as LAYOUT_9PFS
+from xenlive.dump.device import PageOfGrant, decode_device
 from xenlive.dump.image import FoundModule, Image
+from xenlive.dump.search import Findings, search
+from xenlive.dump.streams import streams_in
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE
 
+#: Regions of memory that are listed; a dump can be made of a million.
+MAX_REGIONS = 1000
 
-def describe_image(path: str | os.PathLike[str], kind: str = "auto") -> dict[str, Any]:
-    """Opens an image (see `Image`) and describes its module. ImageError if there is none."""
+
+def describe_image(
+    path: str | os.PathLike[str], kind: str = "auto", thorough: bool = False
+) -> dict[str, Any]:
+    """Opens an image (see `Image`) and describes its module. ImageError if there is none.
+
+    `thorough` reads all of the image's memory once, see `describe`.
+    """
     with Image(Path(path), kind) as image:
-        return describe(image, image.find_module())
+        return describe(image, image.find_module(), thorough)
 
 
-def describe(image: Image, found: FoundModule) -> dict[str, Any]:
-    """The object of `xenlive inspect --json` for a module in an open image."""
+def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[str, Any]:
+    """The object of `xenlive inspect --json` for a module in an open image.
+
+    `thorough` looks outside of the module as well, which reads all memory that is there once: for
+    the domain's grant table, for other modules, for state streams.
+    """
     page = found.admin_page
     _, n_pages, n_records, recs_off = HEADER.unpack(page)
     owners = page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages]
-    entries = _entries(page, n_records, recs_off)
-    ends = [offset + size for _, offset, _, size in entries]
+    records = [_record(page, owners, *entry) for entry in _entries(page, n_records, recs_off)]
+    findings = _search(image, found, records) if thorough else None
+    for record in records:
+        record["decoded"] = _decoded(found, record, findings)
+    ends = [record["offset"] + record["size"] for record in records]
+    admin_address = None if found.address is None else found.admin_offset
     data_start = max([recs_off + n_records * RECORD.size, *ends])
     return {
         "address": None if found.address is None else int(found.address),
@@ -57,11 +83,13 @@ def describe(image: Image, found: FoundModule) -> dict[str, Any]:
         "recs_off": recs_off,
         "free_pages": owners.count(PAGE_FREE),
         "free_record_bytes": max(PAGE_SIZE - data_start, 0),
-        "records": [_record(image, found, owners, *entry) for entry in entries],
-        "problems": [
-            {"code": problem.code, "message": problem.message, "offset": problem.offset}
-            for problem in verify(page, found.size_bytes)
-        ],
+        "records": records,
+        "problems": _problems(found),
+        "pg2rec": owners.hex(),
+        "admin_address": admin_address,
+        "image": _image(image),
+        "streams": streams_in(image, found, len(owners), records, findings),
+        "others": _others(image, found) if thorough or found.address is None else None,
     }
 
 
@@ -77,60 +105,95 @@ def _entries(page: bytes, n_records: int, recs_off: int) -> list[tuple[int, int,
 
 
 def _record(
-    image: Image,
-    found: FoundModule,
-    owners: bytes,
-    index: int,
-    offset: int,
-    type_: int,
-    size: int,
+    admin_page: bytes, owners: bytes, index: int, offset: int, type_: int, size: int
 ) -> dict[str, Any]:
-    data = found.admin_page[offset : offset + size]
     pages = [page for page, owner in enumerate(owners) if owner == index and owner != PAGE_FREE]
-    decoded = None
-    if type_ == RECORD_9PFS and len(data) == LAYOUT_9PFS.size:
-        decoded = _decode_9pfs(image, found, data, pages)
     return {
         "index": index,
         "type": type_,
         "type_name": TYPE_NAMES.get(type_, "unknown"),
         "offset": offset,
         "size": size,
-        "data": data.hex(),
+        "data": admin_page[offset : offset + size].hex(),
         "pages": pages,
-        "decoded": decoded,
+        "decoded": None,
     }
 
 
-def _decode_9pfs(image: Image, found: FoundModule, data: bytes, pages: list[int]) -> dict[str, Any]:
-    decoded: dict[str, Any] = LAYOUT_9PFS.decode(data)
-    for page in pages:
-        interface = _decode_interface(_read_page(image, found, page), len(pages))
-        if interface is not None:
-            decoded["interface"] = {"page": page, **interface}
-            break
-    return decoded
+def _decoded(
+    found: FoundModule, record: dict[str, Any], findings: Findings | None
+) -> dict[str, Any] | None:
+    data = bytes.fromhex(record["data"])
+    if record["type"] == RECORD_9PFS:
+        grants = [] if findings is None else _grants(found, data, findings)
+        return decode_device(data, record["pages"], found.read_page, grants)
+    return None
 
 
-def _decode_interface(page: bytes, n_owned: int) -> dict[str, Any] | None:
-    """The interface page's fields; None if this can't be the interface of a device.
+def _problems(found: FoundModule) -> list[dict[str, Any]]:
+    problems = verify(found.admin_page, found.size_bytes)
+    return [
+        {"code": problem.code, "message": problem.message, "offset": problem.offset}
+        for problem in problems
+    ]
 
-    The image has no grant table to look the page up in, so it is known by what it must be: its
-    ring pages and itself are owned, and their references differ and are above zero.
-    """
-    if len(page) < PAGE_SIZE:
+
+def _image(image: Image) -> dict[str, Any]:
+    regions = image.regions()
+    return {
+        "kind": image.kind,
+        "size_bytes": image.size_bytes,
+        "regions": [
+            {"address": region.address, "size_bytes": region.size_bytes}
+            for region in regions[:MAX_REGIONS]
+            if region.address is not None
+        ],
+    }
+
+
+# What lies outside of the module.
+
+
+def _search(image: Image, found: FoundModule, records: list[dict[str, Any]]) -> Findings | None:
+    """One pass over the image's memory; None where it has no addresses to speak of."""
+    if found.address is None:
         return None
-    fields = INTERFACE.decode(page)
-    order = fields["ring_order"]
-    if not MIN_RING_ORDER <= order <= MAX_RING_ORDER or 1 + (1 << order) > n_owned:
-        return None
-    words = memoryview(page).cast("I")
-    refs = words[INTERFACE.size // 4 : INTERFACE.size // 4 + (1 << order)].tolist()
-    if 0 in refs or len(set(refs)) < len(refs):
-        return None
-    return {**fields, "ref": refs}
+    first = _first_frame(found)
+    devices = {
+        _ring_ref(bytes.fromhex(record["data"])): [first + page for page in record["pages"]]
+        for record in records
+        if record["type"] == RECORD_9PFS
+    }
+    return search(image, devices)
 
 
-def _read_page(image: Image, found: FoundModule, index: int) -> bytes:
-    offset = found.offset + index * PAGE_SIZE
-    return image.read(offset, PAGE_SIZE) if offset + PAGE_SIZE <= image.size_bytes else b""
+def _ring_ref(data: bytes) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
+def _grants(found: FoundModule, data: bytes, findings: Findings) -> list[PageOfGrant]:
+    def page_of(lookup: PageOfGrant, ref: int) -> int | None:
+        frame = lookup(ref)
+        return None if frame is None else frame - _first_frame(found)
+
+    ref = _ring_ref(data)
+    return [partial(page_of, lookup) for lookup in findings.lookups(ref)]
+
+
+def _first_frame(found: FoundModule) -> int:
+    """The frame of page 0, which need not be in the image."""
+    n_pages: int = HEADER.unpack(found.admin_page)[1]
+    return found.admin_offset // PAGE_SIZE - n_pages
+
+
+def _others(image: Image, chosen: FoundModule) -> list[dict[str, Any]]:
+    """The other modules in short: where, how large, and how many problems each has."""
+    return [
+        {
+            "address": None if other.address is None else int(other.address),
+            "n_pages": HEADER.unpack(other.admin_page)[1],
+            "problems": len(verify(other.admin_page, other.size_bytes)),
+        }
+        for other in image.find_modules()
+        if other.address != chosen.address
+    ]
