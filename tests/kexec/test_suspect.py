@@ -1,0 +1,269 @@
+"""What a module's bytes give away that its numbers don't; and no false alarm on sound modules."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vectors import minios
+
+from xenlive.abi.kexec_module import PG2REC_OFFSET, RECORD_9PFS
+from xenlive.abi.xen9pfs import REF0, RING_ORDER
+from xenlive.kexec import KexecModule
+from xenlive.kexec.suspect import suspect
+from xenlive.kexec.verify import Problem, verify
+from xenlive.memory.address import PAGE_SIZE, PhysAddr
+from xenlive.memory.guest import GuestMemory
+
+DEVICE = minios.module_image("p9-18-64", "boot1-prekexec")
+ENTRY = 32  # of record 0, in a module of 18 pages
+
+
+def look(image: bytes | bytearray) -> list[Problem]:
+    """The suspicions about a whole module's image."""
+    pages = memoryview(bytes(image))
+
+    def read_page(index: int) -> bytes:
+        return bytes(pages[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+
+    return suspect(image[-PAGE_SIZE:], len(image), read_page)
+
+
+def found(image: bytes | bytearray) -> list[tuple[str, int]]:
+    problems = look(image)
+    assert all(problem.message and "\n" not in problem.message for problem in problems)
+    return [(problem.code, problem.offset) for problem in problems]
+
+
+def put(image: bytearray, at: int, data: bytes) -> None:
+    """Stores into the administration page."""
+    start = len(image) - PAGE_SIZE + at
+    image[start : start + len(data)] = data
+
+
+def module_of(
+    n_module_pages: int, fill: Callable[[KexecModule], object] | None = None
+) -> tuple[bytearray, KexecModule]:
+    """A module at address 0, and the bytes behind it."""
+    image = bytearray(n_module_pages * PAGE_SIZE)
+    module = KexecModule.create(GuestMemory([(0, image)]), PhysAddr(0), n_module_pages)
+    if fill is not None:
+        fill(module)
+    return image, module
+
+
+def set_interface(image: bytearray, page: int, order: int, first_ref: int) -> None:
+    words = memoryview(image)[page * PAGE_SIZE : (page + 1) * PAGE_SIZE].cast("I")
+    words[RING_ORDER] = order
+    for place in range(1 << order):
+        words[REF0 + place] = first_ref + place
+
+
+def nine(ring_ref: int, evtchn: int) -> bytes:
+    return struct.pack("<4I", ring_ref, evtchn, 0, 0)
+
+
+IMAGES = [entry["file"] for entry in minios.entries("module")]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_false_alarm_on_what_a_real_kernel_wrote(name: str) -> None:
+    assert found(minios.files()[name]) == []
+
+
+@pytest.mark.parametrize("name", ["stubdom18", "empty4"])
+def test_no_false_alarm_on_images_of_the_posted_functions(name: str) -> None:
+    assert found(minios.host_image(name)) == []
+
+
+# Pages with two users.
+
+
+@pytest.mark.parametrize(("owner", "whose"), [(1, "record 1"), (255, "nobody")])
+@pytest.mark.parametrize("content", ["kept", "overwritten"])
+def test_the_interface_page_is_no_longer_the_devices(owner: int, whose: str, content: str) -> None:
+    image = bytearray(DEVICE)
+    put(image, PG2REC_OFFSET, bytes([owner]))
+    where = "page 0"
+    if content == "overwritten":
+        image[:PAGE_SIZE] = bytes(range(1, 257 - 1)).ljust(256, b"\xff") * 16
+        where = "page, once page 0"
+    assert verify(image[-PAGE_SIZE:], len(image)) == []
+    assert found(image) == [("page-two-users", PG2REC_OFFSET)]
+    assert look(image)[0].message == f"the interface {where} of record 0 belongs to {whose}"
+
+
+@pytest.mark.parametrize("taken", [1, 5, 16])
+def test_a_ring_page_is_no_longer_the_devices(taken: int) -> None:
+    image = bytearray(DEVICE)
+    put(image, PG2REC_OFFSET + taken, b"\x01")
+    assert found(image) == [("page-two-users", PG2REC_OFFSET + taken)]
+    assert look(image)[0].message == f"the ring page {taken} of record 0 belongs to record 1"
+
+
+def test_a_run_of_three_over_the_first_of_ring_pages_that_lie_apart() -> None:
+    """Pages 1 and 2 were free, page 3 was the ring's: the last page of a run goes unchecked."""
+    image, module = module_of(24, lambda m: (m.add_record(1, nine(9, 4)), m.add_record(7, b"")))
+    set_interface(image, 0, 4, 100)
+    put(image, PG2REC_OFFSET, bytes([0, 1, 1, 1] + [0] * 15 + [255] * 4))
+    assert module.pages_of(0) == [0, *range(4, 19)]
+    assert found(image) == [("page-two-users", PG2REC_OFFSET + 3)]
+
+
+def test_several_ring_pages_that_nobody_can_name() -> None:
+    image, _ = module_of(40, lambda m: m.add_record(1, nine(9, 4)))
+    set_interface(image, 0, 4, 100)
+    put(image, PG2REC_OFFSET, bytes([0, *[255, 0] * 9]))
+    assert found(image) == [("page-two-users", 54)]
+    assert look(image)[0].message == "7 of 16 ring pages of record 0 are not its own"
+
+
+def test_two_devices_whose_interface_is_page_0() -> None:
+    """A second device gets the first one's interface page, and writes its own."""
+    image, _ = module_of(
+        40, lambda m: (m.add_record(1, nine(2047, 4)), m.add_record(1, nine(2030, 5)))
+    )
+    put(image, PG2REC_OFFSET, bytes([1] + [0] * 16 + [1] * 16))
+    set_interface(image, 0, 4, 2014)
+    assert found(image) == [("page-two-users", PG2REC_OFFSET)]
+    assert "record 0 belongs to record 1" in look(image)[0].message
+
+
+def test_two_whole_devices_are_fine() -> None:
+    image, module = module_of(
+        40, lambda m: (m.add_record(1, nine(2047, 4)), m.add_record(1, nine(2030, 5)))
+    )
+    for record, first_ref in ((0, 2031), (1, 2014)):
+        assert module.alloc_pages(record, 17) == record * 17
+        set_interface(image, record * 17, 4, first_ref)
+    assert found(image) == []
+
+
+def test_a_device_that_moved_up_in_a_grown_module_is_fine() -> None:
+    image = bytearray(22 * PAGE_SIZE)
+    module = KexecModule.create(GuestMemory([(0, image)]), PhysAddr(0), 22)
+    module.add_record(RECORD_9PFS, nine(2047, 4))
+    put(image, PG2REC_OFFSET, bytes([255] * 4 + [0] * 17))
+    image[4 * PAGE_SIZE : 21 * PAGE_SIZE] = DEVICE[: 17 * PAGE_SIZE]
+    assert found(image) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [nine(0, 0), nine(0, 4), nine(9, 0), nine(1 << 20, 4), nine(9, 1 << 17), bytes(range(16))],
+    ids=["not connected", "no grant", "no port", "wild grant", "wild port", "a pattern"],
+)
+def test_what_is_no_device_may_have_any_pages(data: bytes) -> None:
+    image, module = module_of(24, lambda m: (m.add_record(7, b""), m.add_record(1, data)))
+    module.alloc_pages(0, 1)
+    module.alloc_pages(1, 16)
+    assert found(image) == []
+
+
+def test_pages_that_are_not_known_raise_no_suspicion() -> None:
+    image = bytearray(DEVICE)
+    put(image, PG2REC_OFFSET, b"\x01")
+    assert suspect(image[-PAGE_SIZE:], len(image), lambda index: b"") == []
+    partly = suspect(image[-PAGE_SIZE:], len(image), lambda index: bytes(PAGE_SIZE * (index < 9)))
+    assert partly == []
+
+
+@pytest.mark.parametrize(
+    ("second", "codes"),
+    [
+        (nine(9, 5), [("same-device-twice", 58)]),
+        (nine(10, 4), [("same-device-twice", 58)]),
+        (nine(9, 4), [("same-device-twice", 58)]),
+        (nine(10, 5), []),
+        (nine(0, 0), []),
+    ],
+)
+def test_one_device_in_two_records(second: bytes, codes: list[tuple[str, int]]) -> None:
+    image, module = module_of(40, lambda m: (m.add_record(1, nine(9, 4)), m.add_record(1, second)))
+    assert module.recs_off == 54
+    assert found(image) == codes
+
+
+# Bytes outside of records.
+
+
+def with_bytes(*stores: tuple[int, bytes]) -> bytearray:
+    """Two records, 20 bytes at 96 and 30 at 116, and further bytes that nobody owns up to."""
+    image, _ = module_of(
+        18, lambda m: (m.add_record(7, bytes(range(1, 21))), m.add_record(8, bytes(range(40, 70))))
+    )
+    for at, data in stores:
+        put(image, at, data)
+    return image
+
+
+FIRST, SECOND = bytes(range(1, 21)), bytes(range(40, 70))
+# Record 0 says 20 bytes, and its size was 276: the rest follows, with record 1 inside.
+REST = bytes(value | 1 for value in range(226))
+
+
+@pytest.mark.parametrize(
+    ("stores", "offset"),
+    [
+        ([(146, REST)], 146),
+        ([(150, REST[4:])], 150),
+        ([(146, b"\x99")], 146),
+        ([(4095, b"\x99")], 4095),
+        ([(146, FIRST[:10] + b"\x99")], 146),
+        ([(147, FIRST[:10])], 147),
+    ],
+    ids=["at once", "later", "one byte", "the last byte", "no copy", "a copy where none is made"],
+)
+def test_bytes_that_belong_to_no_record(stores: list[tuple[int, bytes]], offset: int) -> None:
+    image = with_bytes(*stores)
+    assert verify(image[-PAGE_SIZE:], len(image)) == []
+    assert found(image) == [("bytes-outside-records", offset)]
+    assert "record 1 ends before them" in look(image)[0].message
+
+
+@pytest.mark.parametrize(
+    "stores",
+    [
+        [(146, FIRST)],
+        [(146, SECOND)],
+        [(146, SECOND[:11])],
+        [(146, SECOND[:3] + bytes(4) + SECOND[7:9])],
+        [(200, FIRST[9:])],
+        [(40, struct.pack("<HBB", 146, 0, 200)), (146, REST[:200])],
+        [(160, struct.pack("<HBBHBB", 96, 7, 20, 116, 8, 30))],
+    ],
+    ids=["whole", "next", "begun", "any of it", "being cleared", "reserved", "the table"],
+)
+def test_what_a_kernel_leaves_that_dies_is_no_suspicion(stores: list[tuple[int, bytes]]) -> None:
+    assert found(with_bytes(*stores)) == []
+
+
+def test_gaps_between_records_are_looked_at() -> None:
+    image = with_bytes((36, struct.pack("<HBB", 180, 8, 30)), (180, SECOND), (116, bytes(30)))
+    assert found(image) == []
+    put(image, 130, b"\x99\x99")
+    assert found(image) == [("bytes-outside-records", 130)]
+    assert "record 0 ends before them" in look(image)[0].message
+
+
+# Anything at all.
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_bytes_give_a_list(data: st.DataObject) -> None:
+    image = bytearray(data.draw(st.sampled_from([DEVICE, minios.host_image("stubdom18")])))
+    for _ in range(data.draw(st.integers(0, 12))):
+        at = data.draw(st.one_of(st.integers(8, 140), st.integers(0, PAGE_SIZE - 8)))
+        put(image, at, data.draw(st.binary(min_size=1, max_size=8)))
+    size = data.draw(st.sampled_from([len(image), 0, -1, PAGE_SIZE, len(image) + 1]))
+    for problem in suspect(image[-PAGE_SIZE:], size, lambda index: bytes(image[:PAGE_SIZE])):
+        assert 0 <= problem.offset < PAGE_SIZE
+
+
+@pytest.mark.parametrize("page", [b"", b"KexecMem", bytes(PAGE_SIZE), b"KexecMem" + b"\xff" * 4088])
+def test_what_is_no_module_has_no_suspicions(page: bytes) -> None:
+    assert suspect(page, PAGE_SIZE, lambda index: b"") == []
