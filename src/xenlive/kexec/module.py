@@ -180,6 +180,18 @@ class KexecModule:
             )
         self._page.copy(record.offset + offset, data)
 
+    def update_record_u32(self, index: int, value: int, offset: int = 0) -> None:
+        """Overwrites four bytes of a record, little endian, with one store.
+
+        ModuleError if it has not that many from `offset` on, or for a number that does not fit.
+        """
+        record = self.record(index)
+        if offset < 0 or offset + 4 > record.size:
+            raise ModuleError(f"record {index} has {record.size} bytes, not 4 from", offset)
+        if not 0 <= value < 1 << 32:
+            raise ModuleError("no number of four bytes", value)
+        self._page.store_u32(record.offset + offset, value)
+
     def delete_record(self, index: int, *, free_pages: bool = False) -> None:
         """Takes a record out of the table; its bytes are zeroed, and of use again if it was last.
 
