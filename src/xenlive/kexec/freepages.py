@@ -47,7 +47,7 @@ class FreePages:
         taken: Iterable[tuple[int, int]],
     ) -> None:
         there = [(address, address + size) for address, size in regions]
-        # highest first
+        # lowest first: what is taken, is taken from the end of the list
         self._runs: list[tuple[int, int]] = []
         blocked = sorted((address, address + size) for address, size in taken if size > 0)
         for ram in memmap.ram():
@@ -55,13 +55,14 @@ class FreePages:
                 low = round_up(max(ram.addr, start, lowest), PAGE_SIZE)
                 high = round_down(min(ram.end, end, PLACEMENT_LIMIT), PAGE_SIZE)
                 self._runs += _gaps(low, high, blocked)
-        self._runs.sort(reverse=True)
+        self._runs.sort()
         self.count = sum(end - start for start, end in self._runs) >> PAGE_SHIFT
 
     def take(self, n_pages: int) -> Frame:
         """The first of `n_pages` frames in a row. OutOfSpace if there are no such."""
         size = n_pages * PAGE_SIZE
-        for index, (start, end) in enumerate(self._runs):
+        for index in range(len(self._runs) - 1, -1, -1):
+            start, end = self._runs[index]
             if end - start >= size:
                 self._runs[index : index + 1] = [(start, end - size)] if end - start > size else []
                 self.count -= n_pages
