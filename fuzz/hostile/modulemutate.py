@@ -13,6 +13,8 @@ from random import Random
 from hostile import bytewise
 from hostile.modulecase import MAX_BYTES, MAX_OPERATIONS, ModuleCase, decode_case
 from hostile.moduleseeds import random_operation
+from hostile.soundness import entries
+from xenlive.abi.kexec_module import RECORD_RESIZE, RESIZE, RESIZE_MAGIC, RESIZE_SHRINKING
 from xenlive.memory.address import PAGE_SIZE
 
 _TYPES = (0, 0, 1, 1, 2, 7, 0xE0, 0xE1, 0xE1, 0xFF)
@@ -124,6 +126,35 @@ def _owners(case: ModuleCase, rng: Random) -> None:
     case.page[first : first + count] = run[: max(PAGE_SIZE - first, 0)]
 
 
+def _in_flight(case: ModuleCase, rng: Random) -> None:
+    """A journal of a resize, with the owners as they are when its boundary is anywhere."""
+    n_pages, n_records, recs_off = _numbers(case.page)
+    if recs_off + 4 * n_records > PAGE_SIZE:
+        return
+    table = entries(bytes(case.page))
+    unused = [index for index, _, type_, _ in table if not type_]
+    data_at = max([recs_off + 4 * n_records, *(at + size for _, at, type_, size in table if type_)])
+    spare = recs_off - 14 - n_pages
+    growing = spare > 0 and rng.random() < 0.6
+    k = min(rng.choice((1, 1, 2, 3, 17, 100)), spare if growing else n_pages)
+    if not unused or data_at + RESIZE.size > PAGE_SIZE or k < 1:
+        return
+    large = n_pages + k if growing else n_pages
+    owners = bytes(case.page[14 : 14 + n_pages])
+    small_form = (owners if growing else owners[k:]).replace(b"\xff", bytes([unused[0]]))
+    large_form = bytes([unused[0]]) * k + small_form
+    boundary = rng.randrange(large + 1)
+    mixed = small_form[:boundary].ljust(boundary, b"\xff") + large_form[boundary:]
+    case.page[14 : 14 + large] = mixed
+    direction = rng.choice((0, RESIZE_SHRINKING))
+    journal = RESIZE.pack(RESIZE_MAGIC, large - k, large, boundary | direction)
+    case.page[data_at : data_at + len(journal)] = journal
+    entry = struct.pack("<HBB", data_at, RECORD_RESIZE, len(journal))
+    case.page[recs_off + 4 * unused[0] : recs_off + 4 * unused[0] + 4] = entry
+    _put(case.page, 8, rng.choice((large, large - k)))
+    case.size_bytes = (rng.choice((large, large - k)) + 1) * PAGE_SIZE
+
+
 def _anywhere(case: ModuleCase, rng: Random) -> None:
     bytewise.change(case.page, rng, PAGE_SIZE, resize=False)
 
@@ -135,9 +166,12 @@ def _early(case: ModuleCase, rng: Random) -> None:
 
 def _record_data(case: ModuleCase, rng: Random) -> None:
     """A number inside of a record's data, where our own types have theirs."""
-    at = _entry_at(case.page, rng)
-    if at + 4 <= PAGE_SIZE:
-        offset, _, size = struct.unpack_from("<HBB", case.page, at)
+    _, n_records, recs_off = _numbers(case.page)
+    if recs_off + 4 * n_records > PAGE_SIZE:
+        return
+    used = [entry for entry in entries(bytes(case.page)) if entry[2] and entry[1] >= 14]
+    if used:
+        _, offset, _, size = rng.choice(used)
         where = offset + rng.randrange(max(size, 1)) // 2 * 2
         bytewise.put_number(case.page, rng, where, rng.choice((1, 2, 2, 4)))
 
@@ -174,6 +208,7 @@ _CHANGES_AND_WEIGHTS = (
     (_early, 4),
     (_record_data, 6),
     (_operation, 12),
+    (_in_flight, 6),
     (_contents, 2),
     (_cut, 0.1),
 )

@@ -12,7 +12,7 @@ from hostile.modulemutate import mutate_module
 from hostile.moduleseeds import module_seeds
 from hostile.operations import Player
 from hostile.ram import ADMIN_ADDRESS, RAM_START, HostileRam
-from hostile.soundness import is_sound
+from hostile.soundness import entries, is_sound, read_state, settled_state
 from hostile.target import Target, expect
 from xenlive.errors import ImageError
 from xenlive.kexec.module import KexecModule
@@ -59,6 +59,11 @@ def _check_attach(case: ModuleCase, page: bytes, problems: list[Problem]) -> str
         expect(ram.only_the_page_was_touched(), "only the administration page is read")
         return problems[0].code
     expect(not problems, f"what is not sound is not attached to: {problems}")
+    settled = read_state(ram.page())
+    expect(settled == settled_state(page, case.size_bytes), "attaching finishes what was begun")
+    unused = [entry for entry in entries(ram.page()) if not entry[2]]
+    expect(not any(offset or size for _, offset, _, size in unused), "no reservation is left")
+    expect(module.size_bytes == case.size_bytes, "the module has the size that was given")
     player = Player(ram, module)
     news = [player.play(operation) for operation in case.operations]
     player.module.release()

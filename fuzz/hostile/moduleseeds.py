@@ -45,15 +45,17 @@ def _made(n_module_pages: int, rng: Random) -> ModuleCase:
     size_bytes = n_module_pages * PAGE_SIZE
     memory = GuestMemory([(0, bytearray(size_bytes))])
     module = KexecModule.create(memory, PhysAddr(0), n_module_pages)
+    if n_module_pages > 4 and rng.random() < 0.5:
+        module.shrink(2)  # so that the table leaves room for it to grow again
     for _ in range(rng.choice((0, 3, 10, 40))):
         with suppress(ModuleError, OutOfSpace):
             _random_step(module, rng)
-    return ModuleCase(size_bytes, bytearray(memory.read(module.admin_address, PAGE_SIZE)))
+    return ModuleCase(module.size_bytes, bytearray(memory.read(module.admin_address, PAGE_SIZE)))
 
 
 def _random_step(module: KexecModule, rng: Random) -> None:
     records = [record.index for record in module.records()] or [0]
-    kind = rng.randrange(6)
+    kind = rng.randrange(9)
     if kind < 2:
         size = rng.choice((0, 1, 6, 16, 40, 255))
         module.add_record(rng.choice((1, 1, 2, 7, 200)), rng.randbytes(size))
@@ -64,6 +66,12 @@ def _random_step(module: KexecModule, rng: Random) -> None:
     elif kind == 5:
         index = rng.choice(records)
         module.update_record(index, rng.randbytes(module.record(index).size))
+    elif kind == 6:
+        module.delete_record(rng.choice(records), free_pages=rng.random() < 0.5)
+    elif kind == 7:
+        module.extend_table(module.n_records + rng.choice((1, 4, 100)))
+    elif kind == 8:
+        module.compact()
 
 
 def _operations(rng: Random) -> list[tuple[int, int, int, int]]:

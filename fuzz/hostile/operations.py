@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from hostile.ram import HostileRam
+from hostile.ram import RAM_START, HostileRam
 from hostile.soundness import FREE, PAGE, State, entries, is_sound, read_state
 from hostile.target import expect
 from xenlive.errors import ModuleError, OutOfSpace
@@ -21,6 +21,7 @@ from xenlive.kexec.module import KexecModule
 
 # What a call must leave; None where it must refuse.
 Expected = State | None
+MAX_PAGES = 4018  # allocatable ones
 
 
 class Player:
@@ -49,6 +50,8 @@ class Player:
         expect(is_sound(page, self.module.size_bytes), f"{name} leaves a sound module")
         found = read_state(page)
         expect(found == expected, f"{name} leaves {expected}, not {found}")
+        address = self.module.admin_address - len(found.owners) * PAGE
+        expect(self.module.address == address, f"{name}: the module is as long as the page says")
         expect(self.module.n_records == found.n_records, f"{name}: n_records as in the page")
         expect(self.module.owners() == found.owners[::-1], f"{name}: owners as in the page")
 
@@ -130,6 +133,62 @@ def look(player: Player, state: State, type_: int, start: int, page: int) -> Sta
     return state
 
 
+def delete(player: Player, state: State, index: int, free_pages: int, _: int) -> State:
+    """A record taken out, with its pages or only if it has none."""
+    with_pages = bool(free_pages & 1)
+    if index not in state.records or (index in state.owners and not with_pages):
+        player.refused(lambda: player.module.delete_record(index, free_pages=with_pages))
+    player.module.delete_record(index, free_pages=with_pages)
+    records = {at: record for at, record in state.records.items() if at != index}
+    owners = state.owners.replace(bytes([index]), bytes([FREE]))
+    return replace(state, records=records, owners=owners)
+
+
+def compact(player: Player, state: State, *_: int) -> State:
+    """Gaps closed; never fewer bytes than before."""
+    before = player.module.free_record_bytes()
+    after = player.module.compact()
+    expect(after == player.module.free_record_bytes(), "it says how many bytes are free")
+    expect(after >= before, "compacting does not cost bytes")
+    return state
+
+
+def extend(player: Player, state: State, low: int, more: int, _: int) -> State:
+    """A longer table, by `more` mostly, sometimes by far."""
+    n_records = state.n_records + more % 32 if low & 3 else low + more
+    if not state.n_records <= n_records <= 255:
+        player.refused(lambda: player.module.extend_table(n_records))
+    player.module.extend_table(n_records)
+    return replace(state, n_records=n_records)
+
+
+def grow(player: Player, state: State, low: int, high: int, _: int) -> State:
+    """More pages at the lower end, as many as there is memory, or too many."""
+    module = player.module
+    n = low if high & 7 else low + high * 16
+    room = (module.address - RAM_START) // PAGE
+    if n < 1 or n > room or len(state.owners) + n > MAX_PAGES:
+        player.refused(lambda: module.grow(n, player.ram.map))
+    address, admin_address = module.address, module.admin_address
+    module.grow(n, player.ram.map)
+    expect(module.address == address - n * PAGE, "it begins lower")
+    expect(module.admin_address == admin_address, "its last page stays where it is")
+    return replace(state, owners=state.owners + bytes([FREE]) * n)
+
+
+def shrink(player: Player, state: State, low: int, high: int, _: int) -> State:
+    """Fewer pages, if those at the lower end are free."""
+    module = player.module
+    n = low if high & 7 else low + high * 16
+    if n < 1 or set(state.owners[-n:]) - {FREE} or n > len(state.owners):
+        player.refused(lambda: module.shrink(n))
+    address, admin_address = module.address, module.admin_address
+    module.shrink(n)
+    expect(module.address == address + n * PAGE, "it begins higher")
+    expect(module.admin_address == admin_address, "its last page stays where it is")
+    return replace(state, owners=state.owners[:-n])
+
+
 def attach_again(player: Player, state: State, *_: int) -> State:
     """What the next kernel does."""
     address, size_bytes = player.module.address, player.module.size_bytes
@@ -138,11 +197,8 @@ def attach_again(player: Player, state: State, *_: int) -> State:
     return state
 
 
+# Sixteen, so that a saved input means the same after one more is added in place of a repeated one.
 OPERATIONS: tuple[Callable[[Player, State, int, int, int], State], ...] = (
-    add,
-    update,
-    alloc,
-    free,
-    look,
-    attach_again,
+    *(add, update, alloc, free, look, attach_again, delete, compact),
+    *(extend, grow, shrink, add, alloc, grow, shrink, delete),
 )

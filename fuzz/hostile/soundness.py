@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 PAGE = 4096
 FREE = 255
-RESIZE, RESIZE_BYTES = 0xE1, 6
+RESIZE, RESIZE_BYTES = 0xE1, 10
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ def is_sound(page: bytes, size_bytes: int) -> bool:
         if any(taken[offset : offset + size]):
             return False
         taken[offset : offset + size] = b"\1" * size
-    indices = {index for index, *_ in used}
-    if set(page[14 : 14 + n_pages]) - {FREE} - indices:
+    journals = [_journal(page, entry) for entry in used if _is_journal(page, entry)]
+    owners = page[14 : 14 + n_pages]
+    if journals:
+        if len(journals) > 1 or not _can_be_carried_through(journals[0], n_pages, recs_off):
+            return False
+        owners = _checked_owners(page, journals[0])
+    if set(owners) - {FREE} - {index for index, *_ in used}:
         return False
-    return _fits_the_size(page, used, n_pages, size_bytes // PAGE - 1)
-
-
-def _fits_the_size(
-    page: bytes, used: list[tuple[int, int, int, int]], n_pages: int, expected: int
-) -> bool:
-    return n_pages == expected
+    expected = size_bytes // PAGE - 1
+    return n_pages == expected or any(expected in (j.small, j.large) for j in journals)
 
 
 def entries(page: bytes) -> list[tuple[int, int, int, int]]:
@@ -75,3 +75,63 @@ def read_state(page: bytes) -> State:
         if type_
     }
     return State(n_records, records, page[14 : 14 + n_pages][::-1])
+
+
+def settled_state(page: bytes, size_bytes: int) -> State:
+    """What a sound page of a module of `size_bytes` holds once a resize in flight is finished."""
+    state = read_state(page)
+    found = [_journal(page, entry) for entry in entries(page) if _is_journal(page, entry)]
+    if not found:
+        return state
+    journal = found[0]
+    k = journal.large - journal.small
+    # Of the step in progress only the source can be relied on.
+    known = journal.boundary if journal.shrinking else journal.boundary - k
+    at = [14 + position + (k if position >= known else 0) for position in range(journal.small)]
+    owners = bytes(page[position] for position in at)
+    if size_bytes // PAGE - 1 == journal.large:
+        new = 0 if journal.shrinking else max(k - journal.boundary, 0)
+        owners = bytes([FREE]) * (k - new) + page[14 + k - new : 14 + k] + owners
+    owners = owners.replace(bytes([journal.index]), bytes([FREE]))
+    del state.records[journal.index]
+    return State(state.n_records, state.records, owners[::-1])
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """A resize between `small` and `large` pages: below `boundary` the owners are those of the
+    small module, from there on those of the large one."""
+
+    index: int
+    size: int
+    small: int
+    large: int
+    boundary: int
+    shrinking: bool
+
+
+def _is_journal(page: bytes, entry: tuple[int, int, int, int]) -> bool:
+    _, offset, type_, size = entry
+    return type_ == RESIZE and page[offset : offset + size].startswith(b"KexR")
+
+
+def _journal(page: bytes, entry: tuple[int, int, int, int]) -> _Journal:
+    index, offset, _, size = entry
+    numbers = struct.unpack("<3H", page[offset + 4 : offset + 10].ljust(6, b"\0"))
+    small, large, boundary = numbers
+    return _Journal(index, size, small, large, boundary & 0x7FFF, boundary > 0x7FFF)
+
+
+def _can_be_carried_through(journal: _Journal, n_pages: int, recs_off: int) -> bool:
+    return (
+        journal.size == RESIZE_BYTES
+        and n_pages in (journal.small, journal.large)
+        and journal.boundary <= journal.large
+        and journal.small < journal.large <= recs_off - 14
+    )
+
+
+def _checked_owners(page: bytes, journal: _Journal) -> bytes:
+    """The owners that either form has; between the forms there is nobody's."""
+    large_from = max(journal.boundary, journal.small)
+    return page[14 : 14 + journal.small] + page[14 + large_from : 14 + journal.large]
