@@ -15,8 +15,8 @@ people, and never keep anybody from attaching.
     seal-fell-back          a sealed record whose newest copy does not match, but the older does
 
 **Invariants.** Any bytes give a list, never an exception. A module that only sound code has written
-gives an empty one, wherever a kernel died. `offset` is in bytes from the start of the
-administration page.
+gives an empty one, wherever a kernel died, but for a device whose pages were being given back.
+`offset` is in bytes from the start of the administration page.
 
 Why this is not in `verify`: it needs the other pages, and it can be wrong.
 """
@@ -31,8 +31,10 @@ from xenlive.abi.kexec_module import (
     RECORD,
     RECORD_NONE,
 )
+from xenlive.errors import ImageError
 from xenlive.kexec.adminpage import AdminPage
 from xenlive.kexec.recover import settle
+from xenlive.kexec.sealed import covers_pages, decode_sealed, is_sealed
 from xenlive.kexec.suspect_device import device_problems
 from xenlive.kexec.verify import Problem, verify
 from xenlive.memory.address import PAGE_SIZE
@@ -80,7 +82,8 @@ def suspect(
     entries = _entries(page, recs_off, n_records)
     problems = _outside_problems(page, recs_off, n_records, entries)
     records = [(entry.index, entry.where, entry.type, entry.data) for entry in entries]
-    return problems + device_problems(records, owners, read_page)
+    problems += device_problems(records, owners, read_page)
+    return problems + _seal_problems(entries, owners, read_page)
 
 
 def _settled(page: bytes, size_bytes: int) -> bytes:
@@ -107,11 +110,11 @@ def _outside_problems(
     problems = []
     for start, end in _gaps(page, recs_off, table_end):
         left = page[start:end].rstrip(b"\0")
-        skipped = len(left) - len(left.lstrip(b"\0"))
-        if not left or _is_copy(page[recs_off:table_end], left, skipped, entries):
+        found = left.lstrip(b"\0")
+        if not found or _is_copy(found, entries, page[recs_off:table_end]):
             continue
-        first = start + skipped
-        message = f"{start + len(left) - first} bytes belong to no record"
+        first = start + len(left) - len(found)
+        message = f"{len(found)} bytes belong to no record"
         before = [e for e in entries if e.data and e.offset + len(e.data) <= first]
         if before:
             nearest = max(before, key=lambda entry: entry.offset + len(entry.data))
@@ -140,23 +143,46 @@ def _gaps(page: bytes, recs_off: int, table_end: int) -> list[tuple[int, int]]:
     return [gap for gap in [*gaps, (reach, PAGE_SIZE)] if gap[0] < gap[1]]
 
 
-def _is_copy(table: bytes, left: bytes, skipped: int, entries: list[_Entry]) -> bool:
-    """Whether what is left in a gap is what a kernel leaves that dies while it moves something.
+def _is_copy(found: bytes, entries: list[_Entry], table: bytes) -> bool:
+    """Whether what is found in a gap is what a kernel leaves that dies while it moves something.
 
-    Data is copied to the start of a gap, and then cleared where it was: what is left of it is some
-    of its bytes from the gap's start on, or some of them up to its end.
+    That is a copy of the data or the table that was begun or is being cleared, from either end:
+    some of its first or last bytes.
     """
-    found = left[skipped:]
+    size = len(found)
     for entry in entries:
-        data = entry.data.rstrip(b"\0")
-        if _agrees(left, data) or (len(found) <= len(data) and _agrees(found, data[-len(found) :])):
+        data = entry.data.strip(b"\0")
+        if size <= len(data) and (_agrees(found, data[:size]) or _agrees(found, data[-size:])):
             return True
-    places = range(len(table) - len(found) + 1)
-    return any(_agrees(found, table[at : at + len(found)]) for at in places)
+    places = range(len(table) - size + 1)
+    return any(_agrees(found, table[at : at + size]) for at in places)
 
 
-def _agrees(left: bytes, source: bytes) -> bool:
-    """Whether each byte of `left` is that of `source` or zero."""
-    if len(left) > len(source):
-        return False
-    return all(a in (0, b) for a, b in zip(left, source, strict=False))
+def _agrees(found: bytes, source: bytes) -> bool:
+    """Whether each byte found is that of the source, or zero."""
+    return all(a in (0, b) for a, b in zip(found, source, strict=True))
+
+
+def _seal_problems(
+    entries: list[_Entry], owners: bytes, read_page: Callable[[int], bytes]
+) -> list[Problem]:
+    problems = []
+    for entry in entries:
+        if not is_sealed(entry.type, entry.data):
+            continue
+        pages: list[bytes] = []
+        if covers_pages(entry.data):
+            owned = (page for page, owner in enumerate(owners) if owner == entry.index)
+            pages = [read_page(page) for page in owned]
+            if any(len(content) < PAGE_SIZE for content in pages):
+                continue
+        try:
+            sealed = decode_sealed(entry.data, pages)
+        except ImageError as error:
+            message = f"record {entry.index}: {error.what}"
+            problems.append(Problem(error.code, message, entry.where))
+            continue
+        if sealed.fell_back:
+            message = f"record {entry.index}: only generation {sealed.generation} matches its seal"
+            problems.append(Problem("seal-fell-back", message, entry.where))
+    return problems
