@@ -230,7 +230,7 @@ class Image:
         return FoundModule(start, size, page, PhysAddr(start), offset, settled, self.read)
 
     def _read_settled(self, offset: int) -> tuple[bytes, bool]:
-        """A page as it was twice in a row, so that no store was in the midst of it."""
+        """A page as it was twice in a row: all of it is of one moment, if a domain writes to it."""
         before = None
         for _ in range(_READS_TO_SETTLE):
             page = self.read(offset, PAGE_SIZE)

@@ -2,7 +2,7 @@
 
     run directory    its `ram` is a link to /proc/PID/fd/N of the host process
     /proc/PID        its descriptors
-    /proc/PID/fd     the memfd among them that is the domain's RAM
+    /proc/PID/fd     the memfd among them that is named as the RAM, else the largest
 
 **Invariants.** Nothing is opened or asked here but the names of links.
 """
@@ -16,8 +16,8 @@ from xenlive.errors import ImageError
 
 RAM_NAME = "ram"  # in a run directory: a link to the memory of the running domain
 
-_MEMFD_PREFIX = "/memfd:"
-_MEMFD_RAM = f"{_MEMFD_PREFIX}{RAM_NAME} (deleted)"
+_MEMFD = "/memfd:"
+_OUR_MEMFD = "/memfd:xenlive-ram-"
 
 
 def memory_file(folder: Path) -> Path:
@@ -28,20 +28,19 @@ def memory_file(folder: Path) -> Path:
     descriptors = _descriptors(folder)
     if descriptors is None:
         return folder / RAM_NAME
-    best: tuple[bool, int, Path] | None = None
+    best = (False, -1)
+    found = None
     for path in descriptors:
         try:
             name = os.readlink(path)
-            size = path.stat().st_size
+            rank = (name.startswith(_OUR_MEMFD), path.stat().st_size)
         except OSError:
             continue  # closed meanwhile
-        if name.startswith(_MEMFD_PREFIX) and (
-            best is None or (name == _MEMFD_RAM, size) > best[:2]
-        ):
-            best = (name == _MEMFD_RAM, size, path)
-    if best is None:
+        if name.startswith(_MEMFD) and rank > best:
+            best, found = rank, path
+    if found is None:
         raise ImageError("no-memory", f"{folder} has no descriptor of a domain's memory")
-    return best[2]
+    return found
 
 
 def _descriptors(folder: Path) -> list[Path] | None:
