@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hostile.guided import can_guide
-from hostile.tally import distinct, read_tally
+from hostile.tally import distinct, read_tally, slowest_ns
 from hostile.targets import TARGETS, load_target
 
 FUZZ = Path(__file__).resolve().parents[1]
 ROOT = FUZZ.parent
 HUNT = FUZZ / "hunt.py"
 POLL_S = 0.1
+NO_INPUT = "(a worker failed without an input)"
 SHOW_S = 2.0
 COVERAGE = re.compile(r"cov: (\d+) ft: (\d+)")
 
@@ -36,6 +37,7 @@ class Result:
     distinct: int = 0
     seconds: float = 0.0
     branches: int = 0
+    slowest_ms: float = 0.0
     words: dict[str, int] = field(default_factory=dict)
     finds: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -50,7 +52,8 @@ class Result:
         seen = f", {self.branches} branches" if self.branches else ""
         return (
             f"{self.target}: {self.executions:,} inputs ({self.distinct:,} or more different), "
-            f"{self.per_s:,.0f}/s{seen}, {len(self.finds)} finds [{self.engine}]"
+            f"{self.per_s:,.0f}/s{seen}, slowest {self.slowest_ms:,.1f} ms, "
+            f"{len(self.finds)} finds [{self.engine}]"
         )
 
 
@@ -119,6 +122,8 @@ def _sum_up(result: Result, folders: list[Path]) -> None:
     for folder in folders:
         executions, words = read_tally(folder)
         result.executions += executions
+        if executions:
+            result.slowest_ms = max(result.slowest_ms, slowest_ns(folder) / 1e6)
         for word, count in words.items():
             result.words[word] = result.words.get(word, 0) + count
         for seen, _ in COVERAGE.findall((folder / "output").read_text(errors="replace")):
@@ -132,12 +137,15 @@ def _collect(
     """Saves the finds; a worker that failed without one is a find without an input."""
     for worker, folder in zip(workers, folders, strict=True):
         inputs = sorted(folder.glob("find-*"))
+        if (folder / "slowest").exists():
+            found.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "slowest", found / f"{result.target}-slowest")
         if worker.returncode or inputs:
             text = (folder / "output").read_text(errors="replace")
             result.said.append(
                 _traceback_in(text) or f"exit code {worker.returncode}\n{text[-2000:]}"
             )
-            result.finds += [] if inputs else ["(no input saved)"]
+            result.finds += [] if inputs else [NO_INPUT]
         for path in inputs:
             found.mkdir(parents=True, exist_ok=True)
             saved = found / f"{result.target}-{path.name.rpartition('-')[2][:12]}"
@@ -161,7 +169,8 @@ def repeat_command(target: str, path: str) -> str:
 def report(result: Result) -> str:
     """The summary and, for each find, its traceback and how to repeat it."""
     parts = [result.line(), *result.said]
-    parts += [f"again: {repeat_command(result.target, path)}" for path in result.finds]
+    saved = [path for path in result.finds if path != NO_INPUT]
+    parts += [f"again: {repeat_command(result.target, path)}" for path in saved]
     return "\n".join(parts)
 
 

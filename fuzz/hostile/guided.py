@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -57,7 +58,9 @@ def hunt_guided(
         (seeds / f"{number:04}").write_bytes(data)
 
     def check(data: bytes) -> None:
-        tally.note(data, target.check(data))
+        began_ns = time.perf_counter_ns()
+        word = target.check(data)
+        tally.note(data, word, time.perf_counter_ns() - began_ns)
 
     def mutate(data: bytes, max_size: int, number: int) -> bytes:
         return target.mutate(data, Random(number))[:max_size]

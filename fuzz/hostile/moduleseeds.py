@@ -11,8 +11,10 @@ from random import Random
 from vectors import minios
 
 from hostile.modulecase import ModuleCase
-from xenlive.errors import ModuleError, OutOfSpace
+from xenlive.abi.kexec_module import RECORD_SEALED, SEALED_HEAD, SEALED_SLOT
+from xenlive.errors import ImageError, ModuleError, OutOfSpace
 from xenlive.kexec.module import KexecModule
+from xenlive.kexec.sealed import add_sealed, update_sealed
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.guest import GuestMemory
 
@@ -48,14 +50,14 @@ def _made(n_module_pages: int, rng: Random) -> ModuleCase:
     if n_module_pages > 4 and rng.random() < 0.5:
         module.shrink(2)  # so that the table leaves room for it to grow again
     for _ in range(rng.choice((0, 3, 10, 40))):
-        with suppress(ModuleError, OutOfSpace):
+        with suppress(ModuleError, OutOfSpace, ImageError):
             _random_step(module, rng)
     return ModuleCase(module.size_bytes, bytearray(memory.read(module.admin_address, PAGE_SIZE)))
 
 
 def _random_step(module: KexecModule, rng: Random) -> None:
     records = [record.index for record in module.records()] or [0]
-    kind = rng.randrange(9)
+    kind = rng.randrange(11)
     if kind < 2:
         size = rng.choice((0, 1, 6, 16, 40, 255))
         module.add_record(rng.choice((1, 1, 2, 7, 200)), rng.randbytes(size))
@@ -72,6 +74,13 @@ def _random_step(module: KexecModule, rng: Random) -> None:
         module.extend_table(module.n_records + rng.choice((1, 4, 100)))
     elif kind == 8:
         module.compact()
+    elif kind == 9:
+        add_sealed(module, rng.randrange(4), rng.randbytes(rng.choice((0, 4, 60))))
+    elif kind == 10:
+        sealed = module.find_record(RECORD_SEALED)
+        if sealed is not None:
+            size = (module.record(sealed).size - SEALED_HEAD.size) // 2 - SEALED_SLOT.size
+            update_sealed(module, sealed, rng.randbytes(size))
 
 
 def _operations(rng: Random) -> list[tuple[int, int, int, int]]:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hostile.ram import RAM_START, HostileRam
+from hostile.seals import seal_new, seal_read, seal_update
 from hostile.soundness import FREE, PAGE, State, entries, is_sound, read_state
 from hostile.target import expect
-from xenlive.errors import ModuleError, OutOfSpace
+from xenlive.errors import ImageError, ModuleError, OutOfSpace
 from xenlive.kexec.module import KexecModule
 
 # What a call must leave; None where it must refuse.
@@ -39,7 +40,9 @@ class Player:
         state = read_state(page)
         try:
             expected = act(self, state, *numbers)
-        except (ModuleError, OutOfSpace) as error:
+        except (ModuleError, OutOfSpace, ImageError) as error:
+            promised = not isinstance(error, ImageError) or error.code == "seal-broken"
+            expect(promised, f"{act.__name__}: the module was sound, but {error}")
             expect(self.ram.page() == page, f"{act.__name__}: a refusal changes nothing: {error}")
             return f"{act.__name__} refused"
         self._hold_against(expected, act.__name__)
@@ -200,5 +203,5 @@ def attach_again(player: Player, state: State, *_: int) -> State:
 # Sixteen, so that a saved input means the same after one more is added in place of a repeated one.
 OPERATIONS: tuple[Callable[[Player, State, int, int, int], State], ...] = (
     *(add, update, alloc, free, look, attach_again, delete, compact),
-    *(extend, grow, shrink, add, alloc, grow, shrink, delete),
+    *(extend, grow, shrink, seal_new, seal_update, seal_read, alloc, grow),
 )

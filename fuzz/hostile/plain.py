@@ -36,10 +36,12 @@ def hunt_plain(target: Target, tally: Tally, *, seed: int, runs: int, seconds: f
         number = tally.executions
         data = kept[number] if number < n_seeds else _change(target, kept, rng)
         try:
+            began_ns = time.perf_counter_ns()
             word = target.check(data)
+            ns = time.perf_counter_ns() - began_ns
         except Exception as error:
             raise Found(data) from error
-        if tally.note(data, word) and number >= n_seeds:
+        if tally.note(data, word, ns) and number >= n_seeds:
             if len(kept) < n_seeds + MAX_KEPT:
                 kept.append(data)
             else:

@@ -33,10 +33,13 @@ class HostileRam:
         os.ftruncate(self._fd, RAM_BYTES)
         self._map = mmap.mmap(self._fd, RAM_BYTES)
         self.memory = GuestMemory([(RAM_START, self._map)])
+        #: Set by who reads other pages; `reset` takes it back.
+        self.was_read = False
         self.map = MemoryMap([MemoryRange(RAM_START, RAM_BYTES, E820_RAM)])
 
     def reset(self, page: bytes) -> None:
         """Makes `page` the administration page, and all else untouched."""
+        self.was_read = False
         if self.touched() != (_ADMIN_OFFSET, _ADMIN_OFFSET + PAGE_SIZE):
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, RAM_BYTES)
@@ -47,8 +50,12 @@ class HostileRam:
         return self._map[_ADMIN_OFFSET : _ADMIN_OFFSET + PAGE_SIZE]
 
     def only_the_page_was_touched(self) -> bool:
-        """Whether everything else is as `reset` left it, unread and unwritten."""
-        return self.touched() == (_ADMIN_OFFSET, _ADMIN_OFFSET + PAGE_SIZE)
+        """Whether everything else is as `reset` left it: unwritten, unread unless `was_read`."""
+        if not self.was_read:
+            return self.touched() == (_ADMIN_OFFSET, _ADMIN_OFFSET + PAGE_SIZE)
+        start, _ = self.touched()
+        before, behind = self._map[start:_ADMIN_OFFSET], self._map[_ADMIN_OFFSET + PAGE_SIZE :]
+        return not before.strip(b"\0") and not behind.strip(b"\0")
 
     def touched(self) -> tuple[int, int]:
         """Offset of the first touched page, and of the first untouched one behind it."""

@@ -2,7 +2,8 @@
 
      0 executions   u64
      8 distinct     u64, inputs whose mark was new
-    16 word[510]    u64 each: how often each of the words in `words.txt` was given
+    16 slowest      u64, nanoseconds that the slowest input took
+    24 word[509]    u64 each: how often each of the words in `words.txt` was given
     4096 marks      one bit for each value of a 27-bit checksum of an input
 
 Two different inputs can have the same checksum, so `distinct` is never more than the number of
@@ -20,8 +21,11 @@ from pathlib import Path
 
 MARK_BITS = 27
 _MARKS_AT = 4096
-_FIRST_WORD = 2
-_MAX_WORDS = 510
+_SLOWEST = 2
+_FIRST_WORD = 3
+_MAX_WORDS = 509
+# Slower inputs than this are kept as `slowest-…`, to be looked at.
+_SLOW_NS = 200_000_000
 _FILE_BYTES = _MARKS_AT + (1 << MARK_BITS) // 8
 
 
@@ -30,6 +34,7 @@ class Tally:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._words_path = folder / "words.txt"
         self._words: dict[str, int] = {}
         with open(folder / "tally", "w+b") as file:
@@ -38,9 +43,13 @@ class Tally:
         self._counts = memoryview(self._map)[:_MARKS_AT].cast("Q")
         self._words_path.write_text("")
 
-    def note(self, data: bytes, word: str) -> bool:
-        """Counts one input and what came of it; whether the word was never given before."""
+    def note(self, data: bytes, word: str, ns: int = 0) -> bool:
+        """Counts one input, what came of it and how long it took; whether the word is new."""
         self._counts[0] += 1
+        if ns > self._counts[_SLOWEST]:
+            self._counts[_SLOWEST] = ns
+            if ns > _SLOW_NS:
+                (self._folder / "slowest").write_bytes(data)
         mark = zlib.crc32(data) >> (32 - MARK_BITS)
         byte, bit = _MARKS_AT + (mark >> 3), 1 << (mark & 7)
         if not self._map[byte] & bit:
@@ -73,6 +82,12 @@ def read_tally(folder: Path) -> tuple[int, dict[str, int]]:
     if len(counts) < _FIRST_WORD + _MAX_WORDS:
         return 0, {}
     return counts[0], {word: counts[_FIRST_WORD + at] for at, word in enumerate(words)}
+
+
+def slowest_ns(folder: Path) -> int:
+    """How long the slowest input of a worker took."""
+    with open(folder / "tally", "rb") as file:
+        return memoryview(file.read(_MARKS_AT)).cast("Q")[_SLOWEST]
 
 
 def distinct(folders: Iterable[Path]) -> int:

@@ -13,6 +13,7 @@ from hostile.target import Target
 TARGETS = {
     "module": "hostile.modules",
     "start-info": "hostile.startinfos",
+    "kernel": "hostile.kernels",
 }
 
 

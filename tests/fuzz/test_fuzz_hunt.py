@@ -15,7 +15,7 @@ from hostile.targets import TARGETS, load_target
 ENGINES = ["plain", "guided"] if can_guide() else ["plain"]
 ENGINE = ENGINES[-1]
 # Inputs in `make test`; a second or two each. `make fuzz` goes on for as long as it is told.
-RUNS = {"module": 3000, "start-info": 3000}
+RUNS = {"module": 1500, "start-info": 1500, "kernel": 1500}
 REGRESSIONS = sorted((HUNT.parent / "regressions").glob("*/*"))
 
 
