@@ -25,6 +25,8 @@ import click
 from xenlive.cli.images import image_argument, image_rundir_option, kind_option, opened
 from xenlive.cli.options import json_option
 from xenlive.dump.describe import describe
+from xenlive.dump.image import Image
+from xenlive.dump.streams import stream_of
 
 EXIT_UNSOUND = 1
 
@@ -56,11 +58,16 @@ def inspect_command(
 
     IMAGE is a module or memory image, a dump of Xen or QEMU, or the run directory of a running
     domain; without it, the default run directory. Of several modules the highest sound one is
-    described, and the others are named.
+    described, and the others are named. A file that is a Xenstore state stream is summed up.
     """
     if svg_path is not None and as_json:
         raise click.UsageError("--svg and --json exclude each other")
-    descriptions = load_descriptions(image, rundir, kind, all_modules, not quick)
+    with opened(image, rundir, kind) as memory:
+        stream = stream_of(memory)
+        if stream is not None and svg_path is None:
+            print_stream(stream, as_json)
+            return 0
+        descriptions = describe_modules(memory, all_modules, not quick)
     if svg_path is not None:
         write_svg(descriptions[0], svg_path)
     elif as_json:
@@ -87,7 +94,8 @@ def verify_command(image: Path | None, rundir: Path | None, kind: str, as_json: 
     """
     from xenlive.dump.lines import problem_line
 
-    (description,) = load_descriptions(image, rundir, kind, all_modules=False, thorough=False)
+    with opened(image, rundir, kind) as memory:
+        (description,) = describe_modules(memory, all_modules=False, thorough=False)
     problems = description["problems"]
     if as_json:
         wanted = ("address", "n_pages", "problems")
@@ -98,20 +106,24 @@ def verify_command(image: Path | None, rundir: Path | None, kind: str, as_json: 
     return EXIT_UNSOUND if problems else 0
 
 
-def load_descriptions(
-    image: Path | None, rundir: Path | None, kind: str, all_modules: bool, thorough: bool
-) -> list[dict[str, Any]]:
-    """What `describe` says of the module in IMAGE that counts, and of the others if they are asked.
+def describe_modules(memory: Image, all_modules: bool, thorough: bool) -> list[dict[str, Any]]:
+    """What `describe` says of the module that counts, and of the others if they are asked for.
 
-    CannotRead if there is nothing to describe.
+    ImageError if there is none.
     """
-    with opened(image, rundir, kind) as memory:
-        chosen = memory.find_module()
-        descriptions = [describe(memory, chosen, thorough)]
-        if all_modules:
-            others = [found for found in memory.find_modules() if found.offset != chosen.offset]
-            descriptions += [describe(memory, found) for found in others]
-        return descriptions
+    chosen = memory.find_module()
+    descriptions = [describe(memory, chosen, thorough)]
+    if all_modules:
+        others = [found for found in memory.find_modules() if found.offset != chosen.offset]
+        descriptions += [describe(memory, found) for found in others]
+    return descriptions
+
+
+def print_stream(stream: dict[str, Any], as_json: bool) -> None:
+    """What is said of a file that is a state stream by itself."""
+    from xenlive.dump.lines import stream_line
+
+    click.echo(json.dumps({"streams": [stream]}) if as_json else stream_line(stream))
 
 
 def write_svg(description: dict[str, Any], path: Path) -> None:

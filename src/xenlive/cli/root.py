@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("xenlive.cli.status:status_command", "Say what runs, and since when."),
     "inspect": ("xenlive.cli.inspect:inspect_command", "Describe handed-over memory."),
     "verify": ("xenlive.cli.inspect:verify_command", "Check handed-over memory."),
+    "diff": ("xenlive.cli.diff:diff_command", "Say what differs in two images of it."),
+    "hexdump": ("xenlive.cli.hexdump:hexdump_command", "Dump bytes of it, and what they are."),
     "xs": ("xenlive.cli.xs:xs_group", "Read and change a Xenstore."),
 }
 

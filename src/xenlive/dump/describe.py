@@ -40,8 +40,10 @@ from xenlive.abi.kexec_module import (
 )
 from xenlive.dump.device import PageOfGrant, decode_device
 from xenlive.dump.image import FoundModule, Image
+from xenlive.dump.own_records import decode_own
 from xenlive.dump.search import Findings, search
 from xenlive.dump.streams import streams_in
+from xenlive.kexec.suspect import suspect
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE
 
@@ -127,11 +129,14 @@ def _decoded(
     if record["type"] == RECORD_9PFS:
         grants = [] if findings is None else _grants(found, data, findings)
         return decode_device(data, record["pages"], found.read_page, grants)
-    return None
+    return decode_own(record["type"], data, record["pages"], found.read_page)
 
 
 def _problems(found: FoundModule) -> list[dict[str, Any]]:
     problems = verify(found.admin_page, found.size_bytes)
+    problems += suspect(
+        found.admin_page, found.size_bytes, lambda page: found.read_page(page) or b""
+    )
     return [
         {"code": problem.code, "message": problem.message, "offset": problem.offset}
         for problem in problems
@@ -192,7 +197,7 @@ def _others(image: Image, chosen: FoundModule) -> list[dict[str, Any]]:
         {
             "address": None if other.address is None else int(other.address),
             "n_pages": HEADER.unpack(other.admin_page)[1],
-            "problems": len(verify(other.admin_page, other.size_bytes)),
+            "problems": len(_problems(other)),
         }
         for other in image.find_modules()
         if other.address != chosen.address

@@ -35,7 +35,9 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
         return lines + hex_lines(record["data"])
     if "ring_ref" in decoded:
         return lines + [f"    {line}" for line in _device_lines(decoded)]
-    return [*lines, f"    {_fields(decoded)}"]
+    if "seal" in decoded:
+        return lines + [f"    {line}" for line in _sealed_lines(decoded)]
+    return [*lines, f"    {_resize_line(decoded)}"]
 
 
 def hex_lines(data: str) -> list[str]:
@@ -48,8 +50,10 @@ def stream_line(stream: Mapping[str, Any]) -> str:
     if stream["page"] is not None:
         owner = "" if stream["record"] is None else f" of record {stream['record']}"
         where = f"in page {stream['page']}{owner}"
-    else:
+    elif stream["address"] is not None:
         where = f"at {stream['address']:#x}"
+    else:
+        where = "by itself"
     return f"Xenstore state stream {where}: {statestream.in_words(dict(stream))}"
 
 
@@ -85,6 +89,24 @@ def _device_lines(decoded: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _sealed_lines(decoded: Mapping[str, Any]) -> list[str]:
+    covers = ", covers its pages" if decoded["covers_pages"] else ""
+    said = {
+        "ok": f"generation {decoded['generation']}, the seal is whole",
+        "fell-back": f"generation {decoded['generation']}; the newer copy is damaged",
+        "pages-missing": "not all of the pages it covers are in the image",
+        "broken": "the seal is broken: neither copy matches its checksum",
+    }
+    lines = [f"kind {decoded['kind']}{covers}, {said[decoded['seal']]}"]
+    return lines + ([f"payload {decoded['payload']}"] if decoded["payload"] else [])
+
+
+def _resize_line(decoded: Mapping[str, Any]) -> str:
+    sizes = f"{decoded['n_small']} and {decoded['n_large']} pages"
+    way = "shrinking" if decoded["shrinking"] else "growing"
+    return f"a resize between {sizes} was cut off while {way}, at page {decoded['boundary']}"
+
+
 def _ring_lines(name: str, way: str, ring: Mapping[str, Any] | None) -> list[str]:
     if ring is None:
         return [f"{name} ring: not all of its pages are in the image"]
@@ -102,10 +124,4 @@ def _ring_lines(name: str, way: str, ring: Mapping[str, Any] | None) -> list[str
 
 
 def _fields(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return printable(str(value))
+    return ", ".join(f"{name} {value}" for name, value in fields.items())

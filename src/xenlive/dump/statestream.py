@@ -145,7 +145,7 @@ def _count_record(
 def in_words(summary: dict[str, Any]) -> str:
     """The summary in one line: what is in it, and whether it is whole."""
     parts = [
-        f"{summary[name]:,} {name.replace('_', ' ')}"
+        f"{name.replace('_', ' ')} {summary[name]:,}"
         for name in _COUNTS
         if summary[name] or name in ("nodes", "watches")
     ]

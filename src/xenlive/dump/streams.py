@@ -52,6 +52,13 @@ def streams_in(
     return _summaries(starts)
 
 
+def stream_of(image: Image) -> dict[str, Any] | None:
+    """The summary of a file that is a stream and nothing else; None if it is none."""
+    if not starts_stream(image.read(0, XS_STATE_PREAMBLE.size)):
+        return None
+    return {"address": None, "page": None, "record": None} | summarize(image.read)
+
+
 def _summaries(starts: list[tuple[dict[str, Any], Read]]) -> list[dict[str, Any]]:
     """All of them together are not worth more records than the largest store has."""
     summaries = []
