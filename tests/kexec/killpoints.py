@@ -19,6 +19,9 @@ from typing_extensions import Buffer
 
 from xenlive.kexec import KexecModule
 from xenlive.kexec.adminpage import AdminPage
+from xenlive.kexec.recover import settle
+from xenlive.kexec.verify import verify
+from xenlive.memory.address import PAGE_SIZE
 
 
 class Stores:
@@ -32,8 +35,17 @@ class Stores:
     def __len__(self) -> int:
         return len(self.stores)
 
-    def pages(self, every: int = 1) -> Iterator[bytes]:
-        """The page at each point where the kernel can die; `every` n-th of them, and the last."""
+    def count(self) -> int:
+        """How many points there are at which the kernel can die."""
+        return sum(1 for _ in self._all())
+
+    def pages(self, every: int = 1, some: int = 0) -> Iterator[bytes]:
+        """The page at each point where the kernel can die.
+
+        Only each `every`-th of them and the last, or about `some`, spread over the whole change.
+        """
+        if some:
+            every = self.count() // some + 1
         last = self.before
         for number, page in enumerate(self._all()):
             last = page
@@ -116,3 +128,25 @@ def recorded_page(page: bytes, change: Callable[[AdminPage], object]) -> Stores:
     change(RecordingPage(memoryview(buffer), recording))
     recording.after = bytes(buffer)
     return recording
+
+
+def next_kernel(page: bytes, n_pages: int) -> AdminPage | None:
+    """What a kernel has that attaches to a module with that many allocatable pages and this page.
+
+    None if the page says that the module has another size. Any other problem, or one after the
+    page was put in order, fails the test.
+    """
+    size_bytes = (n_pages + 1) * PAGE_SIZE
+    problems = verify(page, size_bytes)
+    if [problem.code for problem in problems] == ["bad-n-pages"]:
+        return None
+    assert problems == []
+    found = AdminPage(memoryview(bytearray(page)))
+    settle(found, size_bytes)
+    assert verify(found.whole(), size_bytes) == []
+    return found
+
+
+def records_of(page: AdminPage) -> dict[int, tuple[int, bytes]]:
+    """Type and data of each record in use, by index."""
+    return {record.index: (record.type, page.data(record)) for record in page.records()}
