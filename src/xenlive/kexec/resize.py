@@ -135,7 +135,9 @@ def _shift(page: AdminPage, n_pages: int) -> None:
         extend_table(page, n_records + 1)
     if page.data_end + RESIZE.size > PAGE_SIZE:
         compact(page)
-    boundary = n_pages if k > 0 else RESIZE_SHRINKING
+    # A shrink begins as a growth that has come to its end, and turns round once all free pages are
+    # held: until then a kernel that knows no journal may take one of those that are to go.
+    boundary = n_pages if k > 0 else 0
     journal = RESIZE.pack(RESIZE_MAGIC, both, max(before, n_pages), boundary)
     page.add(RECORD_RESIZE, journal)
     finish(page, n_pages)
