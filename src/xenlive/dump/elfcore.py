@@ -113,12 +113,11 @@ class ElfCore:
             raise truncated(self.source, at, at + count * step)
 
 
-def space_of(source: Source) -> Space:
+def space_of(core: ElfCore) -> Space:
     """The memory in a core's segments. ImageError if there is none, or it can't be true."""
-    core = ElfCore(source)
-    space = Space(source, _extents(core))
+    space = Space(core.source, _extents(core))
     if not space.extents:
-        raise source.error("no-memory", "is a core without memory in it")
+        raise core.source.error("no-memory", "is a core without memory in it")
     return space
 
 

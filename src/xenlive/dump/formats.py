@@ -7,7 +7,8 @@
 | all else | raw: the file is the memory, or a module |
 
 **Invariants.** A memfd is raw whatever its first bytes are: it is a live domain's memory, and those
-are the domain's. `space_of` gives the memory or raises `ImageError`.
+are the domain's. `open_space` gives the memory or raises
+`ImageError`.
 """
 
 from __future__ import annotations
@@ -29,32 +30,28 @@ _PACKED_MAGICS = {
 _HEAD_BYTES = 16
 
 
-def tell(source: Source) -> str | None:
-    """`xen-core` or `elf-core`; None for a raw file. ImageError for a format that is not read."""
-    if source.unlinked:
-        return "memory"
-    head = source.read(0, _HEAD_BYTES)
-    if head.startswith(_KDUMP_MAGICS):
-        what = "is a compressed kdump: dump the memory as ELF, without -z, -l or -s"
-        raise source.error("kdump-image", what, 0)
-    if not head.startswith(ELF_MAGIC):
-        return None
-    from xenlive.dump import elfcore, xencore
+def open_space(source: Source, kind: str) -> tuple[str, Space]:
+    """What kind of image a file is, and the memory in it.
 
-    return "xen-core" if xencore.is_one(elfcore.ElfCore(source)) else "elf-core"
+    `kind` is one of `KINDS`; `auto` comes back for a raw file, whose bytes say no more. ImageError
+    if the file is not of that kind, not sound, or of a format that is not read.
+    """
+    if kind == "auto":
+        if source.unlinked:
+            kind = "memory"
+        elif source.read(0, _HEAD_BYTES).startswith(ELF_MAGIC):
+            kind = "core"
+        elif source.read(0, _HEAD_BYTES).startswith(_KDUMP_MAGICS):
+            what = "is a compressed kdump: dump the memory as ELF, without -z, -l or -s"
+            raise source.error("kdump-image", what, 0)
+    if kind in ("auto", "module", "memory"):
+        return kind, Space(source, [Extent(0, source.size_bytes, 0)])
+    from xenlive.dump import elfcore, xencore  # only now: the library they need takes its time
 
-
-def space_of(source: Source, kind: str) -> Space:
-    """The memory in a file of `kind`. ImageError if it is not one, or not sound."""
-    if kind == "elf-core":
-        from xenlive.dump import elfcore
-
-        return elfcore.space_of(source)
-    if kind == "xen-core":
-        from xenlive.dump import xencore
-
-        return xencore.space_of(source)
-    return Space(source, [Extent(0, source.size_bytes, 0)])
+    core = elfcore.ElfCore(source)
+    if kind == "core":
+        kind = "xen-core" if xencore.is_one(core) else "elf-core"
+    return kind, xencore.space_of(core) if kind == "xen-core" else elfcore.space_of(core)
 
 
 def no_module(source: Source) -> ImageError:

@@ -99,10 +99,9 @@ class Image:
             self.path, kind = memory_file(self.path), "memory"
         self._source = Source(self.path)
         try:
-            if kind == "auto":
-                kind = formats.tell(self._source) or self._module_or_memory()
-            self.kind = kind
-            self._space = formats.space_of(self._source, kind)
+            self.kind, self._space = formats.open_space(self._source, kind)
+            if self.kind == "auto":
+                self.kind = "module" if self._as_module_image(strict=True) else "memory"
         except BaseException:
             self.close()
             raise
@@ -187,10 +186,6 @@ class Image:
             found = self._ending_at(offset)
             if found is not None:
                 yield found, not verify(found.admin_page, found.size_bytes)
-
-    def _module_or_memory(self) -> str:
-        self._space = formats.space_of(self._source, "memory")
-        return "module" if self._as_module_image(strict=True) else "memory"
 
     def _as_module_image(self, strict: bool) -> FoundModule | None:
         """The whole file as a module, if its last page is one that can end it.

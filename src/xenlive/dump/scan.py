@@ -21,8 +21,9 @@ from xenlive.abi.kexec_module import EYE_CATCHER
 from xenlive.dump.space import Space
 from xenlive.memory.address import PAGE_SIZE, round_down, round_up
 
-# Each is read and checked. Real memory has one or two; a hostile one may have a million.
-MAX_CANDIDATES = 4096
+# Each is read and checked, which takes up to half a millisecond. Real memory has one or two; a
+# hostile one may have a million.
+MAX_CANDIDATES = 1 << 14
 
 _4_GIB = 1 << 32
 _CHUNK_BYTES = 1 << 20

@@ -45,9 +45,9 @@ def is_one(core: ElfCore) -> bool:
     return any(section.name in (".xen_pages", ".note.Xen") for section in core.sections())
 
 
-def space_of(source: Source) -> Space:
+def space_of(core: ElfCore) -> Space:
     """The memory in a Xen core. ImageError if it has none, or says what can't be true."""
-    sections = _sections(ElfCore(source))
+    source, sections = core.source, _sections(core)
     magic, n_pages, page_size = _header(source, sections[".note.Xen"])
     pages = sections[".xen_pages"]
     table, words = _frame_table(source, sections, magic)
