@@ -2,124 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from kexec.elves import Load, kernel
+from kexec.planworld import CMDLINE, N_PAGES, RAM_BYTES, World, check_done, size_of
 
-from xenlive.errors import BadAddress, ConfigError, OutOfSpace, UpdateError, XenliveError
-from xenlive.kexec import KexecModule
-from xenlive.kexec.elf import KernelImage, analyse_kernel
+from xenlive.errors import BadAddress, OutOfSpace, UpdateError
 from xenlive.kexec.find import find_kexec_module
-from xenlive.kexec.plan import ACTION_COPY, ACTION_ZERO, Action, KexecPlan, Move, plan_kexec
+from xenlive.kexec.plan import ACTION_COPY, ACTION_ZERO, Action, Move
 from xenlive.kexec.start_info import parse_start_info
 from xenlive.memory.address import PAGE_SIZE, Frame, PhysAddr
-from xenlive.memory.e820 import E820_RAM, E820_SOFT_RESERVED, MemoryMap, MemoryRange
-from xenlive.memory.guest import GuestMemory
-
-N_PAGES = 256
-RAM_BYTES = N_PAGES * PAGE_SIZE
-LOADS = (
-    Load(0x10000, b"\xf4code" * 1200),
-    Load(0x12000, b"data" * 900, memsz=0x4567),
-    Load(0x18000, b"", memsz=0x1234),
-)
-END = 0x19234
-CMDLINE = "-U copy=7"
-
-
-def size_of(load: Load) -> int:
-    return len(load.data) if load.memsz is None else load.memsz
-
-
-class World:
-    """A kernel at work: RAM full of what it holds, a module near the top, an ELF file in memory."""
-
-    def __init__(
-        self,
-        loads: Sequence[Load] = LOADS,
-        *,
-        file_at: int = 0x80000,
-        module_page: int = N_PAGES - 10,
-        used: Sequence[int] = (0, 0x10, 0x17, 0x19, 0x1A, 0x40),
-        ranges: Sequence[tuple[int, int, int]] = ((0, RAM_BYTES, E820_RAM),),
-        **elf: object,
-    ) -> None:
-        self.ram = bytearray(b"".join(bytes([page]) * PAGE_SIZE for page in range(N_PAGES)))
-        self.memory = GuestMemory([(0, self.ram)])
-        self.memmap = MemoryMap(MemoryRange(*each) for each in ranges)
-        self.module = KexecModule.create(self.memory, PhysAddr(module_page * PAGE_SIZE), 8)
-        self.module.alloc_pages(self.module.add_record(1, bytes(16)), 3)
-        self.loads = loads
-        self.elf = kernel(loads, **elf)  # type: ignore[arg-type]
-        self.file_at = PhysAddr(file_at)
-        self.memory.write(self.file_at, self.elf)
-        self.used = [(Frame(page), f"page {page}") for page in used]
-        self.before = bytes(self.ram)
-        #: Where each used page is now, as far as `moved` told.
-        self.where = {page: page for page in used}
-        self.said: list[str] = []
-
-    def image(self) -> KernelImage:
-        return analyse_kernel(self.memory.view(self.file_at, len(self.elf)))
-
-    def plan(self, **more: object) -> KexecPlan:
-        return plan_kexec(
-            self.image(),
-            self.memory,
-            self.memmap,
-            self.module,
-            CMDLINE,
-            self.used,
-            file_at=self.file_at,
-            **more,  # type: ignore[arg-type]
-        )
-
-    def moved(self, old: Frame, new: Frame, what: str) -> None:
-        page = int(what.split()[1])
-        assert self.where[page] == old
-        self.where[page] = new
-
-    def callback(self, name: str) -> tuple[str, Callable[[bool], None]]:
-        return name, lambda undo: self.said.append(f"undo {name}" if undo else name)
-
-    @property
-    def image_end(self) -> int:
-        return max(load.paddr + size_of(load) for load in self.loads)
-
-    def is_handed_over(self, page: int) -> bool:
-        first = self.module.address // PAGE_SIZE
-        return first <= page < first + 8
-
-    def module_bytes(self) -> bytes:
-        return self.memory.read(self.module.address, self.module.size_bytes)
-
-
-def check_done(world: World, plan: KexecPlan, module: bytes) -> None:
-    """Everything that must be true when the next kernel takes its first step."""
-    after = bytes(world.ram)
-    expected = bytearray(after)
-    for load in world.loads:
-        size = size_of(load)
-        expected[load.paddr : load.paddr + size] = load.data.ljust(size, b"\0")
-    assert after == expected
-    assert plan.start_info % 8 == 0
-    assert plan.start_info - world.image_end < 8
-    parsed = parse_start_info(world.memory, plan.start_info)
-    assert parsed.cmdline == CMDLINE
-    assert parsed.memmap == world.memmap.for_next_kernel()
-    assert parsed.modules[0] == (world.module.address, world.module.size_bytes, 0)
-    found, why = find_kexec_module(parsed, world.memory)
-    assert why == ""
-    assert found is not None
-    assert found.address == world.module.address
-    assert world.module_bytes() == module
-    for page, now in world.where.items():
-        content = world.before[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
-        assert world.memory.page(Frame(now)) == content, f"page {page} moved to {now}"
-        assert now * PAGE_SIZE >= plan.limit or world.is_handed_over(page)
+from xenlive.memory.e820 import E820_RAM, E820_SOFT_RESERVED
 
 
 def test_what_is_planned() -> None:
@@ -285,120 +179,6 @@ def test_nothing_is_done_before_the_stages_are() -> None:
         plan.stages()
 
 
-class TestRefusals:
-    """Each changes nothing."""
-
-    def refused(self, world: World, error: type[XenliveError], what: str, **more: object) -> None:
-        with pytest.raises(error, match=what):
-            world.plan(**more)
-        assert bytes(world.ram) == world.before
-
-    @pytest.mark.parametrize(
-        ("module_page", "loads"),
-        [
-            (0x10, LOADS),
-            (0x19, LOADS),  # the block only
-            (0x18, LOADS),  # a bss
-            (9, LOADS),  # its last page only
-            (0x40, [*LOADS, Load(0x47FFF, b"x")]),
-        ],
-    )
-    def test_the_guard(self, module_page: int, loads: Sequence[Load]) -> None:
-        world = World(loads, module_page=module_page)
-        self.refused(world, BadAddress, "would overwrite the 32768 handed-over bytes")
-
-    def test_a_module_between_the_segments_is_clear(self) -> None:
-        world = World([*LOADS, Load(0x48000, b"x")], module_page=0x40, used=[0x10, 0x40, 0x47])
-        plan = world.plan()
-        assert [move.old for move in plan.moves] == [0x10]
-        plan.stages((), world.moved).run()
-        module = world.module_bytes()
-        plan.apply(world.memory)
-        check_done(world, plan, module)
-
-    def test_another_module_in_the_way(self) -> None:
-        others = [(0x12000, 5)]
-        self.refused(World(), BadAddress, "handed-over bytes at 0x12000", others=others)
-
-    def test_an_image_outside_of_ram(self) -> None:
-        ram = [(0, 0x14000, E820_RAM), (0x15000, RAM_BYTES - 0x15000, E820_RAM)]
-        self.refused(World(ranges=ram), BadAddress, "outside of RAM")
-        loads = [*LOADS, Load(RAM_BYTES - 1, b"xx")]
-        self.refused(World(loads), BadAddress, "outside of RAM")
-
-    def test_an_image_over_foreign_pages(self) -> None:
-        soft = (0x12000, 0x1000, E820_SOFT_RESERVED)
-        ram = [(0, 0x12000, E820_RAM), soft, (0x13000, RAM_BYTES - 0x13000, E820_RAM)]
-        self.refused(World(ranges=ram), BadAddress, "outside of RAM")
-
-    def test_a_map_that_promises_more_memory_than_there_is(self) -> None:
-        loads = [*LOADS, Load(RAM_BYTES, b"x")]
-        world = World(loads, ranges=[(0, RAM_BYTES * 2, E820_RAM)])
-        self.refused(world, BadAddress, "outside of RAM")
-
-    def test_a_block_that_does_not_fit_below_4_gib(self) -> None:
-        loads = [Load((1 << 32) - 64, b"\xf4", 64)]
-        world = World(loads, ranges=[(0, 1 << 33, E820_RAM)])
-        self.refused(world, BadAddress, "outside of RAM|below 4 GiB")
-
-    def test_seventeen_actions(self) -> None:
-        many = [Load(0x10000 + i * 0x1000, b"\xf4", 2) for i in range(8)]
-        self.refused(World(many), OutOfSpace, "kexec actions: 17 wanted, 16 available")
-        many[7] = Load(0x17000, b"x")
-        assert len(World(many).plan().actions) == 16
-
-    def test_no_page_to_move_one_to(self) -> None:
-        used = [page for page in range(N_PAGES) if not 0x80 <= page < 0x83]
-        world = World(used=used)
-        self.refused(world, OutOfSpace, "free pages in a row above the next kernel: 1 wanted")
-        for_the_block = [page for page in used if page != 0xFF]
-        self.refused(World(used=for_the_block), OutOfSpace, "26 wanted, 0 available")
-
-    def test_no_run_for_the_file(self) -> None:
-        used = [page for page in range(0x1A, N_PAGES) if page % 2]
-        world = World(file_at=0x10000, used=used)
-        self.refused(world, OutOfSpace, "free pages in a row above the next kernel: 3 wanted, 1")
-
-    @pytest.mark.parametrize("cmdline", ["a\0b", "x" * 4096])
-    def test_a_command_line_that_can_not_be_handed_over(self, cmdline: str) -> None:
-        world = World()
-        with pytest.raises(ConfigError):
-            plan_kexec(
-                world.image(),
-                world.memory,
-                world.memmap,
-                world.module,
-                cmdline,
-                [],
-                file_at=world.file_at,
-            )
-
-    def test_a_file_that_is_not_there(self) -> None:
-        world = World()
-        image, world.file_at = world.image(), PhysAddr(RAM_BYTES - 5)
-        with pytest.raises(BadAddress, match="is not in memory"):
-            plan_kexec(
-                image, world.memory, world.memmap, world.module, "", [], file_at=world.file_at
-            )
-
-    def test_a_module_that_grew_since(self) -> None:
-        """The block names the old size: neither the stages nor the last step may go on."""
-        world = World(used=[0x10])
-        plan = world.plan()
-        world.module.grow(2, world.memmap)
-        before = bytes(world.ram)
-        with pytest.raises(UpdateError, match=r"guard: .*(handed-over bytes|plan again)"):
-            plan.stages().run()
-        assert bytes(world.ram) == before
-        plan = world.plan()
-        plan.stages().run()
-        world.module.shrink(1)
-        before = bytes(world.ram)
-        with pytest.raises(UpdateError, match="plan again"):
-            plan.apply(world.memory)
-        assert bytes(world.ram) == before
-
-
 def test_other_modules_come_behind_ours_and_stay_untouched() -> None:
     world = World(used=[0x10])
     disk = (0xE0000, 3 * PAGE_SIZE + 7)
@@ -480,23 +260,3 @@ def test_whatever_lies_where_it_is_done_right_or_refused_and_nothing_changed(
     stages.run()
     plan.apply(world.memory)
     check_done(world, plan, module)
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.integers(0, N_PAGES - 8), st.integers(0, 0x38), st.integers(1, 0x9000))
-def test_an_image_and_a_module_never_share_a_byte(module_page: int, at: int, size: int) -> None:
-    """Refused if and only if image, bss or block would reach into the module."""
-    loads = [Load(at * PAGE_SIZE, b"\xf4" * 10, 10 + size)]
-    assume(not 0x60 - 8 < module_page < 0x63)
-    world = World(loads, module_page=module_page, file_at=0x60000, used=[])
-    start, end = module_page * PAGE_SIZE, (module_page + 8) * PAGE_SIZE
-    image_end = at * PAGE_SIZE + 10 + size
-    block_end = image_end + 7 & ~7
-    block_end += 56 + 24 + 32 + len(CMDLINE) + 1
-    overlaps = at * PAGE_SIZE < end and start < image_end
-    overlaps = overlaps or ((image_end + 7 & ~7) < end and start < block_end)
-    if overlaps:
-        with pytest.raises(BadAddress, match="would overwrite"):
-            world.plan()
-    else:
-        world.plan()

@@ -11,6 +11,9 @@ named is `n`, 0 or empty. The items that begin with KEXEC_ exist only with `CONF
 it they read as not named, as in Mini-OS. Xen's own files (`stubdom/xenstorepvh-minios.cfg`) are
 accepted as they are, with the one line in them that is no CONFIG item, `XEN_INTERFACE_VERSION`.
 
+One item is ours, `CONFIG_KEXEC_MODULE_RESIZE=y`: a kernel grows or shrinks the module that it was
+handed to the size it is configured with. Without it that size is only for a new one, as in Mini-OS.
+
 On a command line an item is a word. Alone it replaces that item of the configuration below it; with
 the word `CONFIG=whole` beside it all such words together are the configuration, and what was below
 is forgotten. Why a word: an item that a file leaves out is off, and no item by itself can say that.
@@ -43,7 +46,12 @@ _OPTIONS = "command line"
 WHOLE = "CONFIG=whole"
 
 # What the kernel asks for, and as what: wrong values are found where they stand, not at the boot.
-_KNOWN = {"KEXEC": "flag", "9PFRONT": "flag", "KEXEC_MODULE_PAGES": "number"}
+_KNOWN = {
+    "KEXEC": "flag",
+    "9PFRONT": "flag",
+    "KEXEC_MODULE_PAGES": "number",
+    "KEXEC_MODULE_RESIZE": "flag",
+}
 
 
 def is_option(word: str) -> bool:

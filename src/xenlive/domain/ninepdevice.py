@@ -20,7 +20,13 @@ A record whose `ring_ref` is 0 is of a device that was never connected: referenc
 
 from __future__ import annotations
 
-from xenlive.abi.grant_table import GTF_permit_access, GTF_readonly, GTF_type_mask
+from xenlive.abi.grant_table import (
+    GTF_permit_access,
+    GTF_reading,
+    GTF_readonly,
+    GTF_type_mask,
+    GTF_writing,
+)
 from xenlive.abi.kexec_module import RECORD_9PFS as RECORD_TYPE_9PFS
 from xenlive.abi.xen9pfs import (
     IN_CONS,
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     from xenlive.memory.guest import GuestMemory
 
 _U32 = 0xFFFFFFFF
+_IN_USE = GTF_reading | GTF_writing
 
 
 class NinePDevice:
@@ -97,6 +104,11 @@ class NinePDevice:
     def ring_ref(self) -> int:
         """The grant reference of the interface page."""
         return self.refs[0]
+
+    def shift_pages(self, by: int) -> None:
+        """Follows a module that grew or shrank at its lower end, where its indices begin."""
+        if self.pages:
+            self.pages = range(self.pages.start + by, self.pages.stop + by)
 
     def save_indices(self) -> None:
         """Writes the private indices into the record, for the next kernel."""
@@ -154,6 +166,22 @@ def unmake_device(device: NinePDevice, module: KexecModule, grants: GrantTable) 
     free = [grants.end_access(ref) for ref in device.refs]
     if all(free):
         module.free_pages(device.pages.start, len(device.pages))
+
+
+def discard_device(module: KexecModule, record: int, grants: GrantTable) -> bool:
+    """Gives up a device that an earlier kernel left: its grants, its pages, its record.
+
+    False, and nothing but unused grants has changed, if one of its pages is still in use: it stays
+    with the record then. The event channel is left alone: whose it is, is not known.
+    """
+    frames = {module.page_frame(page) for page in module.pages_of(record)}
+    refs = [ref for ref in range(grants.n_refs) if _leads_to(grants, ref, frames)]
+    if any(ref < RESERVED_REFS or grants.entry(ref)[0] & _IN_USE for ref in refs):
+        return False
+    if not all(grants.end_access(ref) for ref in refs):
+        return False
+    module.delete_record(record, free_pages=True)
+    return True
 
 
 def take_over_device(
@@ -279,6 +307,11 @@ class _RecordPages:
             )
         self._frames.discard(frame)
         return frame
+
+
+def _leads_to(grants: GrantTable, ref: int, frames: set[Frame]) -> bool:
+    flags, _, frame = grants.entry(ref)
+    return flags != 0 and frame in frames
 
 
 def _unconnected_record(module: KexecModule) -> int:

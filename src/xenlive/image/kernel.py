@@ -29,6 +29,7 @@ from xenlive.machine.hosted.image import (  # noqa: E402
 )
 from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
+from xenlive.stubdom.module import fit_module  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
 from xenlive.update.verb import LiveUpdateVerb  # noqa: E402
 
@@ -82,7 +83,7 @@ def _image_config(image: str) -> str:
 class Kernel:
     """A booted kernel with its serve loop; `run` returns when the host is gone."""
 
-    __slots__ = ("_untidy", "domain", "listen_fd", "loop", "machine", "verb")
+    __slots__ = ("_unfitted", "_untidy", "domain", "listen_fd", "loop", "machine", "verb")
 
     def __init__(
         self, machine: HostedGuest, domain: StubDomain, image: str, came_back_because: str
@@ -100,8 +101,9 @@ class Kernel:
         self.listen_fd = listen_fd
         self.verb = LiveUpdateVerb(domain, self.loop, image, __version__, listen_fd)
         self.verb.register()
-        self.verb.before_freeze = self._tidy
+        self.verb.before_freeze = self._settle_in
         self._untidy = domain.is_update
+        self._unfitted = True
         domain.server.control[b"xenlive-status"] = self._status
         if came_back_because:
             self.verb.undo_after_fallback(came_back_because)
@@ -120,12 +122,13 @@ class Kernel:
             self.loop.on_first_reply = self._first_reply
         else:
             self.loop.call_at(time.monotonic() + KEEP_CODE_AFTER_S, self._keep_code)
+            self.loop.call_at(time.monotonic() + KEEP_CODE_AFTER_S, self._settle_in)
         self.loop.run()
         self.verb.close()
 
     def _first_reply(self) -> None:
         self.machine.milestone("first-reply")
-        self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._tidy)
+        self.loop.call_at(time.monotonic() + TIDY_AFTER_S, self._settle_in)
 
     def _keep_code(self) -> None:
         """Files may change while a kernel runs; what would come back is this one."""
@@ -133,6 +136,16 @@ class Kernel:
             running_code()
         except OSError as error:
             self.machine.console(f"the running code is not kept, only its files: {error}")
+
+    def _settle_in(self) -> None:
+        """Work that no client needs to wait for, done before the next update at the latest.
+
+        It is after the commit: who could come back has a start info with the module's old size.
+        """
+        self._tidy()
+        if self._unfitted:
+            self._unfitted = False
+            fit_module(self.domain)
 
     def _tidy(self) -> None:
         """What an update leaves behind, and no client needs to wait for; the next one must not."""

@@ -81,6 +81,13 @@ class GuestMachine(EventChannels):
         """The machine's clock in seconds: it never runs backwards, and kernels share it."""
         raise NotImplementedError
 
+    def populated_memory(self) -> list[tuple[int, int]] | None:
+        """Address and size of what was ever written to in memory; None if that is not known.
+
+        Reading elsewhere gives zeroes, and may cost the memory that was not needed so far.
+        """
+        return None
+
     def console(self, text: str) -> None:
         """Writes one line to the domain's console."""
         raise NotImplementedError

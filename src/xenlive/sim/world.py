@@ -23,7 +23,8 @@ from xenlive.memory.address import PhysAddr
 from xenlive.sim.client import Mismatch, SimClient
 from xenlive.sim.loop import SimLoop, SimSocket
 from xenlive.sim.machine import Entered, Hypervisor, SimMachine
-from xenlive.stubdom.boot import LOAD_RESERVE_BYTES, boot
+from xenlive.stubdom.boot import boot
+from xenlive.stubdom.module import LOAD_RESERVE_BYTES
 from xenlive.update.verb import LiveUpdateVerb
 
 STAGES = ("module", "freeze", "reply", "dump", "device", "start-info", "kexec")

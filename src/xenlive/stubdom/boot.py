@@ -1,9 +1,8 @@
 """From a start info to a stub domain that is ready to serve, on any machine.
 
     start info ─▶ configuration ─▶ module ─▶ 9pfs device ─▶ store ─▶ ready
-                                   found:      found:        -U: read from the
-                                   attach      take over     device; else new
-                                   else make   else make
+                                   module.py   device.py     -U: read from the
+                                                             device; else new
 
 The order is the safety: nothing is read through the device before the module and the device's
 record were checked, and nothing is served before the state was read whole.
@@ -14,28 +13,18 @@ image's own configuration, `-U` says that this is a live update and the state wa
 the state is to be had from the copy `copy=HANDLE`; others are for whoever looks for them.
 
 **Invariants.** A handed-over module that is not sound is never used and is reported; a first boot
-then makes its own, a live update stops (`BootError`), since what it needs lies in the module. A
-device that can't be taken over stops the boot before any state is read.
+then finds or makes its own, a live update stops (`BootError`), since what it needs lies in the
+module. A handed-over device that can't be taken over stops the boot before any state is read.
 """
 
 from __future__ import annotations
 
-from xenlive.abi.kexec_module import RECORD_9PFS
 from xenlive.domain.config import Config, is_option
 from xenlive.domain.grants import GrantTable
-from xenlive.domain.ninepfront import NinePFront
-from xenlive.errors import (
-    BadAddress,
-    BootError,
-    ConfigError,
-    ImageError,
-    ModuleError,
-    OutOfSpace,
-    XenliveError,
-)
-from xenlive.kexec.find import find_kexec_module
-from xenlive.kexec.module import KexecModule
+from xenlive.errors import BootError, ConfigError, ImageError, XenliveError
 from xenlive.kexec.start_info import parse_start_info
+from xenlive.stubdom.device import take_over_or_make_device
+from xenlive.stubdom.module import find_or_make_module
 from xenlive.xenstore.server import XenstoreServer
 from xenlive.xenstore.stream import load_state
 
@@ -43,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from xenlive.domain.ninepfront import NinePFront
+    from xenlive.kexec.module import KexecModule
     from xenlive.kexec.start_info import StartInfo
     from xenlive.machine.guest import GuestMachine
     from xenlive.memory.address import PhysAddr
@@ -62,9 +53,6 @@ COPY_WORD = "copy="
 #: Said to a kernel that is entered again because the next one did not take over.
 CAME_BACK = "came-back"
 
-#: What is kept free for start infos behind the end of a kernel's image.
-LOAD_RESERVE_BYTES = 0x10000
-
 
 class StubDomain:
     """A booted stub domain: what the kernel serves with, and what the next update hands over."""
@@ -74,6 +62,7 @@ class StubDomain:
         "config",
         "front",
         "grants",
+        "has_survivor",
         "loaded",
         "machine",
         "module",
@@ -89,6 +78,8 @@ class StubDomain:
         self.config = config
         self.module: KexecModule | None = None
         self.module_note = ""
+        #: Whether the module was not handed over, but found again in memory.
+        self.has_survivor = False
         self.grants = GrantTable(machine.grant_frames)
         self.front: NinePFront | None = None
         self.server = XenstoreServer(now=machine.now_s)
@@ -124,8 +115,8 @@ def boot(
             [word for word in start_info.cmdline.split() if is_option(word)]
         )
         domain = StubDomain(machine, start_info, config)
-        _find_or_make_module(domain)
-        _take_over_or_make_device(domain)
+        find_or_make_module(domain)
+        take_over_or_make_device(domain)
         machine.milestone("booted")
         if domain.is_update:
             _read_state(domain)
@@ -137,83 +128,6 @@ def boot(
         raise BootError("config", str(error)) from error
     except ImageError as error:
         raise BootError(error.code, error.what) from error
-
-
-def _find_or_make_module(domain: StubDomain) -> None:
-    memory = domain.machine.memory
-    domain.module, domain.module_note = find_kexec_module(domain.start_info, memory)
-    if domain.module is not None:
-        return
-    if domain.start_info.modules:
-        domain.machine.console(f"handed-over module not used: {domain.module_note}")
-    if domain.came_back:
-        return
-    if domain.is_update:
-        raise BootError("no-module", domain.module_note or "the start info names no module")
-    pages = domain.config.number("KEXEC_MODULE_PAGES")
-    if not domain.config.flag("KEXEC") or pages == 0:
-        return
-    try:
-        loaded = (domain.machine.load_end, LOAD_RESERVE_BYTES)
-        reserved = [*domain.start_info.reserved(), loaded]
-        place = domain.start_info.memmap.place_module(pages, reserved)
-        domain.module = KexecModule.create(memory, place, pages)
-    except (OutOfSpace, ModuleError, BadAddress) as error:
-        raise BootError("module-place", str(error)) from error
-
-
-def _take_over_or_make_device(domain: StubDomain) -> None:
-    machine, module = domain.machine, domain.module
-    if module is None:
-        if domain.config.flag("9PFRONT"):
-            machine.console("no kexec module: the 9pfs device stays off, no live update")
-        return
-    if domain.came_back:
-        _start_device_over(domain, module)
-        return
-    record = _connected_record(module)
-    if record is not None:
-        domain.front = NinePFront.resume(machine.memory, module, record, domain.grants, machine)
-    elif domain.is_update:
-        raise BootError("9pfs-no-record", "the handed-over module has no 9pfs device")
-    elif domain.config.flag("9PFRONT"):
-        try:
-            domain.front = NinePFront.create(
-                machine.memory, module, domain.grants, machine, machine.connect_ninepfs
-            )
-        except OutOfSpace as error:
-            # A module that is too small for the rings still works as one; the device stays off.
-            machine.console(f"9pfs device stays off, no live update: {error}")
-
-
-def _start_device_over(domain: StubDomain, module: KexecModule) -> None:
-    """For a kernel that comes back: another one has died on the device, so its rings begin anew.
-
-    Whatever became of the device, the clients come first: it stays off if it can't be had.
-    """
-    machine = domain.machine
-    record = _connected_record(module)
-    try:
-        if record is None:
-            raise BootError("9pfs-no-record", "the module has no 9pfs device any more")
-        domain.front = NinePFront.resume(
-            machine.memory,
-            module,
-            record,
-            domain.grants,
-            machine,
-            reconnect=machine.connect_ninepfs,
-        )
-    except XenliveError as error:
-        machine.console(f"9pfs device stays off, no live update: {error}")
-
-
-def _connected_record(module: KexecModule) -> int | None:
-    """The record of the handed-over device; one that was never connected has no grant in it."""
-    record = module.find_record(RECORD_9PFS)
-    if record is None or not any(module.read_record(record)):
-        return None
-    return record
 
 
 def _read_state(domain: StubDomain) -> None:
