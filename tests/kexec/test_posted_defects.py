@@ -18,7 +18,7 @@ from xenlive.abi.xen9pfs import REF0, RING_ORDER
 from xenlive.errors import ImageError, ModuleError, OutOfSpace
 from xenlive.kexec import KexecModule
 from xenlive.kexec.suspect import suspect
-from xenlive.kexec.verify import verify
+from xenlive.kexec.verify import Problem, verify
 from xenlive.memory.address import PAGE_SIZE
 
 ROOM = 64
@@ -48,16 +48,19 @@ def run(kernel: PostedKernel, *commands: str) -> list[int]:
     return [answer.result for answer in kernel.calls(commands)]
 
 
-def named(kernel: PostedKernel) -> list[tuple[str, int]]:
-    """Code and offset of all that verify and suspect say of what the kernel left."""
+def problems_of(kernel: PostedKernel) -> list[Problem]:
+    """All that verify and suspect say of what the kernel left."""
 
     def read_page(index: int) -> bytes:
         at = kernel.address + index * PAGE_SIZE
         return kernel.ram[at : at + PAGE_SIZE]
 
     page, size = kernel.page(), kernel.size_bytes
-    problems = verify(page, size) + suspect(page, size, read_page)
-    return [(problem.code, problem.offset) for problem in problems]
+    return verify(page, size) + suspect(page, size, read_page)
+
+
+def named(kernel: PostedKernel) -> list[tuple[str, int]]:
+    return [(problem.code, problem.offset) for problem in problems_of(kernel)]
 
 
 def attach(kernel: PostedKernel) -> KexecModule:
@@ -74,6 +77,7 @@ def test_a_record_whose_size_was_stored_modulo_256(kernel: PostedKernel, size: i
     kept = size % 256
     assert kernel.show().entries[:2] == [(DATA, 9, kept), (DATA + size, 7, 2)]
     assert named(kernel) == [("bytes-outside-records", DATA + kept)]
+    assert problems_of(kernel)[0].message.endswith(f"may have {size} bytes, not {kept}")
     module = attach(kernel)
     assert module.read_record(0) == b"\x5a" * kept
     assert module.read_record(1) == b"\x01\x02"
@@ -81,10 +85,14 @@ def test_a_record_whose_size_was_stored_modulo_256(kernel: PostedKernel, size: i
 
 
 def test_the_next_record_lies_inside_it_after_kexec(kernel: PostedKernel) -> None:
-    data = Random(1).randbytes(300)
+    data = bytes(1 + place % 251 for place in range(300))
     assert run(kernel, f"add 9 {data.hex()}", "attach", "add 7 01020304") == [0, 0, 1]
     assert kernel.show().entries[:2] == [(DATA, 9, 44), (DATA + 44, 7, 4)]
     assert named(kernel) == [("bytes-outside-records", DATA + 48)]
+    assert problems_of(kernel)[0].message == (
+        "252 bytes belong to no record; record 0 may have 300 bytes, not 44, "
+        "and record 1 lies inside it"
+    )
     module = attach(kernel)
     assert module.read_record(0) == data[:44]
     assert module.read_record(1) == b"\x01\x02\x03\x04"

@@ -224,7 +224,7 @@ def test_bytes_that_belong_to_no_record(stores: list[tuple[int, bytes]], offset:
     image = with_bytes(*stores)
     assert verify(image[-PAGE_SIZE:], len(image)) == []
     assert found(image) == [("bytes-outside-records", offset)]
-    assert "record 1 ends before them" in look(image)[0].message
+    assert look(image)[0].message.partition("; ")[0].endswith("bytes belong to no record")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_gaps_between_records_are_looked_at() -> None:
     assert found(image) == []
     put(image, 130, b"\x99\x99")
     assert found(image) == [("bytes-outside-records", 130)]
-    assert "record 0 ends before them" in look(image)[0].message
+    assert look(image)[0].message == "2 bytes belong to no record"
 
 
 # Seals.

@@ -114,13 +114,22 @@ def _outside_problems(
         if not found or _is_copy(found, entries, page[recs_off:table_end]):
             continue
         first = start + len(left) - len(found)
-        message = f"{len(found)} bytes belong to no record"
-        before = [e for e in entries if e.data and e.offset + len(e.data) <= first]
-        if before:
-            nearest = max(before, key=lambda entry: entry.offset + len(entry.data))
-            message += f"; record {nearest.index} ends before them and may be longer than it says"
+        message = f"{len(found)} bytes belong to no record" + _whose(first, len(found), entries)
         problems.append(Problem("bytes-outside-records", message, first))
     return problems
+
+
+def _whose(first: int, size: int, entries: list[_Entry]) -> str:
+    """Whose the bytes at `first` may be: a record that ends with them, modulo 256."""
+    end = first + size
+    for entry in sorted(entries, key=lambda entry: -entry.offset):
+        stored, real = len(entry.data), end - entry.offset
+        if entry.offset + stored > first or (real - stored) % 256:
+            continue
+        message = f"; record {entry.index} may have {real} bytes, not {stored}"
+        inside = [e.index for e in entries if e.data and entry.offset + stored <= e.offset < end]
+        return message + "".join(f", and record {index} lies inside it" for index in inside)
+    return ""
 
 
 def _gaps(page: bytes, recs_off: int, table_end: int) -> list[tuple[int, int]]:
