@@ -15,6 +15,7 @@ reading; to search the bytes would cost more than to read them.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 from xenlive.abi.kexec_module import EYE_CATCHER
@@ -44,7 +45,9 @@ def eye_catchers(space: Space) -> Iterator[int]:
 
 def _search(space: Space, low: int, high: int) -> Iterator[int]:
     """Pages with the eye catcher in [low, high), the highest first."""
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    # A bytearray's bytes begin 16 bytes into a page: some processors copy to there at a fifth of
+    # the speed. A mapping begins with a page.
+    buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
     page_starts = buffer.cast("Q")[:: PAGE_SIZE // _WORD_BYTES]
     for extent in reversed(space.extents):
         shift = extent.address - extent.offset
