@@ -19,64 +19,22 @@ whose hand-over fails goes on with all of RAM as it was.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from random import Random
 
-from xenlive.errors import XenliveError
-from xenlive.kexec.find import find_kexec_module, find_surviving_module
 from xenlive.kexec.module import KexecModule
-from xenlive.kexec.start_info import StartInfo, parse_start_info
-from xenlive.kexec.verify import verify
 from xenlive.memory.address import PhysAddr
-from xenlive.sim import chain_ops
-from xenlive.sim.chain_handover import CMDLINE, LOAD_PLACES, STRANGERS_AT, HandOver, Heap
+from xenlive.sim import chain_ops, witness
+from xenlive.sim.chain_handover import CMDLINE, LOAD_PLACES, STRANGERS_AT
 from xenlive.sim.chain_image import ChainImage, chain_image
-from xenlive.sim.chain_maps import LOW_END, machine
+from xenlive.sim.chain_maps import machine
+from xenlive.sim.chain_ours import OursKernel
 from xenlive.sim.chain_posted import PostedKernel
-from xenlive.sim.chain_worker import Worker
+from xenlive.sim.chain_spec import Scenario
 from xenlive.sim.client import Mismatch
-from xenlive.sim.posted import PAGE, build_block, place, read_block
-from xenlive.sim.witness import RESIZE, Expected, check, look, settle
+from xenlive.sim.posted import PAGE, build_block
+from xenlive.sim.witness import RESIZE, Expected, check, look, size_of
 
 FRESH_RECORDS = 16
-DEADLY = (
-    *("add", "update", "alloc", "free", "delete", "compact", "extend", "seal", "reseal"),
-    *("grow", "shrink"),
-)
-FAULTS = ("", "stages", "guard", "entry", *(f"die-{name}" for name in DEADLY))
-
-
-@dataclass
-class KernelSpec:
-    """One kernel of a chain: `pages` is its CONFIG_KEXEC_MODULE_PAGES, `fault` one of FAULTS.
-
-    `resize`: it brings a module it was handed to that size. `where`: after which part of an
-    operation's stores a kernel with a deadly fault dies.
-    """
-
-    kind: str
-    pages: int
-    resize: bool = False
-    steps: int = 4
-    fault: str = ""
-    where: float = 0.5
-
-
-@dataclass
-class Scenario:
-    """A chain: the seed, the machine, what the first kernel of ours puts into its module."""
-
-    seed: int
-    map: str
-    mix: str
-    kernels: list[KernelSpec]
-
-    def __str__(self) -> str:
-        kernels = " -> ".join(
-            f"{k.kind}({k.pages}{' resizes' if k.resize else ''}{' ' + k.fault if k.fault else ''})"
-            for k in self.kernels
-        )
-        return f"{self.map}, {self.mix}, {kernels}"
 
 
 class ChainWorld:
@@ -95,19 +53,20 @@ class ChainWorld:
         self.start_info = 0
         self.named: list[tuple[int, int]] = []
         self.strangers = self._make_strangers()
-        self._filled = False
+        #: A kernel of ours was there and has put the mix into its module.
+        self.filled = False
         self._position = -1
 
     # -- running ---------------------------------------------------------------------------------
 
     def run(self) -> Counter[str]:
         """Runs all kernels of the scenario, and the witness over what the last one leaves."""
-        self.load([])
+        self.load([], keep_all=True)
         for position, spec in enumerate(self.scenario.kernels):
             self._position = position
             self.figures[f"kernels {spec.kind}"] += 1
             if spec.kind == "ours":
-                self._run_ours(spec)
+                OursKernel(self, spec).run()
             elif spec.kind == "posted":
                 PostedKernel(self, spec).run()
             else:
@@ -126,7 +85,7 @@ class ChainWorld:
         for address, data in self.image.placed:
             self.machine.memory.write(PhysAddr(address), data)
         named = [*modules, *self.strangers]
-        if self._next_kind() == "ours" and self.random.random() < 0.5:
+        if self.next_kind() == "ours" and self.random.random() < 0.5:
             named.reverse()  # only ours looks for its module behind strangers
         block = build_block(self.image.block_address, self.machine.memmap, named, CMDLINE)
         self.machine.memory.write(PhysAddr(self.image.block_address), block)
@@ -136,7 +95,8 @@ class ChainWorld:
         """A kernel that can be loaded."""
         return chain_image(self.random, self.random.choice(LOAD_PLACES))
 
-    def _next_kind(self) -> str:
+    def next_kind(self) -> str:
+        """The kind of the kernel after this one."""
         kernels = self.scenario.kernels
         return kernels[self._position + 1].kind if self._position + 1 < len(kernels) else ""
 
@@ -172,68 +132,10 @@ class ChainWorld:
         if self.truth is not None and not self.resize_in_flight():
             check(self.machine.read, self.truth)
 
-    # -- ours ------------------------------------------------------------------------------------
-
-    def _run_ours(self, spec: KernelSpec) -> None:
-        info = self._read_start_info(spec)
-        kernel = [*info.reserved(), *self.image.touched()]
-        for module in self.named:
-            if module not in self.strangers:
-                kernel.remove(module)
-        worker = self._boot(spec, info, kernel)
-        heap = Heap(self.machine, self.random, [*kernel, *self._module_range(worker)])
-        taken = [*kernel, *heap.ranges()]
-        if not self._filled:
-            self._fill(worker)
-        if spec.resize:
-            worker.resize(spec.pages - worker.expected.n_pages - 1, taken)
-        for _ in range(spec.steps):
-            worker.work(taken)
-        worker.stamp_new()
-        worker.check()
-        heap.check()
-        if not (spec.fault.startswith("die-") and self._die(spec, worker, taken)):
-            self._leave(spec, worker, heap, kernel)
-        self.figures.update(worker.figures)
-
-    @staticmethod
-    def _module_range(worker: Worker) -> list[tuple[int, int]]:
-        return [(worker.expected.address, worker.expected.size)]
-
-    def _read_start_info(self, spec: KernelSpec) -> StartInfo:
-        if spec.fault == "entry" and not self._is_survivor():
-            # It dies at its first instruction; whoever loads it again hands over the same.
-            self.load([module for module in self.named if module not in self.strangers])
-            self.figures["deaths"] += 1
-        info = parse_start_info(self.machine.memory, PhysAddr(self.start_info))
-        self._compare_start_info(info)
-        return info
-
-    def _is_survivor(self) -> bool:
-        return bool(self.states()) and not self.module_is_named()
-
-    def _boot(self, spec: KernelSpec, info: StartInfo, kernel: list[tuple[int, int]]) -> Worker:
-        self._verify_what_is_there()
-        module, why = find_kexec_module(info, self.machine.memory)
-        if module is None and why and self.module_is_named():
-            raise Mismatch(f"a sound module was refused: {why}")
-        if module is None:
-            module = find_surviving_module(self.machine.memory, info.memmap, kernel)
-            self.figures["survivors"] += module is not None
-        if module is None:
-            module = self._create(spec, info, kernel)
-        elif not self.states():
-            raise Mismatch(f"a module at {module.address:#x} where none can be")
-        elif self.torn is not None:
-            self._settle()
-        assert self.truth is not None
-        worker = Worker(self.machine, module, self.truth, self.random)
-        worker.check()
-        return worker
-
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """The next kernel has put in order what a dead one left: which of the states is it?"""
         assert self.torn is not None
-        self.truth = settle(self.machine.read, *self.torn)
+        self.truth = witness.settle(self.machine.read, *self.torn)
         self.torn = None
 
     def settle_for_posted(self, size: int) -> None:
@@ -241,24 +143,12 @@ class ChainWorld:
         if self.torn is None:
             return
         if not self.resize_in_flight():
-            self._settle()
+            self.settle()
             return
         (self.truth,) = [state for state in self.torn[:2] if state.size == size]
         self.truth.tidy = False
         self.truth.n_records = look(self.machine.read, self.truth.admin_address).n_records
         self.torn = None
-
-    def _create(
-        self, spec: KernelSpec, info: StartInfo, taken: list[tuple[int, int]]
-    ) -> KexecModule:
-        if self.states():
-            raise Mismatch(f"the module at {self.states()[0].address:#x} was not found")
-        address = info.memmap.place_module(spec.pages, taken)
-        wanted = place(self.machine.memmap, spec.pages, taken)
-        if address != wanted:
-            raise Mismatch(f"a new module goes to {address:#x}, not {wanted}")
-        self.made(address, spec.pages)
-        return KexecModule.create(self.machine.memory, address, spec.pages)
 
     def made(self, address: int, module_pages: int) -> None:
         """A kernel has made a fresh module."""
@@ -267,56 +157,6 @@ class ChainWorld:
         self.torn = None
         self.figures["modules made"] += 1
 
-    def _compare_start_info(self, info: StartInfo) -> None:
-        block = read_block(self.machine.memory, self.start_info)
-        ranges = [(int(r.addr), r.size, r.type) for r in info.memmap.ranges()]
-        modules = [(address, size) for address, size, _ in info.modules]
-        if ranges != block.memmap or modules != block.modules or modules != self.named:
-            raise Mismatch(f"a start info names {modules}, handed over were {self.named}")
-
-    def _verify_what_is_there(self) -> None:
-        """Whatever happened to the last kernel, the module it left is sound."""
-        for state in self.states():
-            for size in {state.size, *(size for _, size in self.named[:1])}:
-                page = self.machine.read(state.admin_address, PAGE)
-                if size == self._size_of(page) and (problems := verify(page, size)):
-                    raise Mismatch(f"what a kernel left is not sound: {problems[0]}")
-
-    @staticmethod
-    def _size_of(page: bytes) -> int:
-        return (int.from_bytes(page[8:10], "little") + 1) * PAGE
-
-    def _fill(self, worker: Worker) -> None:
-        self._filled = True
-        if worker.expected.records:
-            return  # a kernel before it has been at work
-        for operation in chain_ops.fill(
-            self.scenario.mix, self.random, worker.expected.n_pages, self.machine.memory
-        ):
-            if operation.index is None or operation.index in worker.expected.records:
-                worker.perform(operation)
-        worker.stamp_new()
-
-    # -- dying -----------------------------------------------------------------------------------
-
-    def _die(self, spec: KernelSpec, worker: Worker, taken: list[tuple[int, int]]) -> bool:
-        operation = worker.reach(spec.fault.removeprefix("die-"), taken)
-        if operation is None or not worker.die(operation, spec.where):
-            self.figures["deaths that could not be"] += 1
-            return False
-        assert worker.torn is not None
-        self.torn = worker.torn
-        self.truth = None
-        before, after, _ = self.torn
-        size = self._size_of(self.machine.read(before.admin_address, PAGE))
-        if self.resize_in_flight() and self._next_kind() == "ours":
-            size = self.random.choice((before.size, after.size))
-        address = before.admin_address + PAGE - size
-        low = min(before.address, after.address)
-        self.machine.poison([(low, before.admin_address + PAGE - low), *self.strangers])
-        self.load([(address, size)], keep_all=True)
-        return True
-
     def resize_in_flight(self) -> bool:
         """Whether the journal of a resize is in the module."""
         return any(
@@ -324,49 +164,6 @@ class ChainWorld:
             for state in self.states()
             for type_, _ in look(self.machine.read, state.admin_address).records.values()
         )
-
-    # -- leaving ---------------------------------------------------------------------------------
-
-    def _leave(
-        self, spec: KernelSpec, worker: Worker, heap: Heap, kernel: list[tuple[int, int]]
-    ) -> None:
-        if spec.fault == "guard":
-            self._run_into_guard(worker, heap, kernel)
-        image = self.new_image()
-        hand_over = HandOver(self.machine, worker, heap, image, self.strangers, kernel)
-        hand_over.prepare()
-        if spec.fault == "stages":
-            self.figures["stages undone"] += hand_over.fail_everywhere()
-        start_info = hand_over.run()
-        self.truth = worker.expected
-        modules = [*self._module_range(worker), *self.strangers]
-        self.machine.poison([*modules, *image.touched(), hand_over.block_range])
-        for address, data in image.placed:
-            if self.machine.read(address, len(data)) != data:
-                raise Mismatch(f"the next kernel's segment at {address:#x} is not in place")
-        self.image = image
-        self.entered(start_info, modules)
-        self.check()
-
-    def _run_into_guard(self, worker: Worker, heap: Heap, kernel: list[tuple[int, int]]) -> None:
-        """An image whose end, or whose block, would lie in the module is refused."""
-        low = worker.expected.address
-        if self.scenario.map == "above-4g":
-            return  # the module lies where no image of a believable size reaches
-        for end in (low + 1, low - 8, worker.expected.admin_address + PAGE // 2):
-            image = chain_image(self.random, LOAD_PLACES[1], end=max(end, LOW_END))
-            hand_over = HandOver(self.machine, worker, heap, image, self.strangers, kernel)
-            before = self.machine.snapshot()
-            try:
-                hand_over.prepare()
-                hand_over.run()
-            except XenliveError:
-                self.figures["guarded"] += 1
-            else:
-                raise Mismatch(f"an image that ends at {end:#x} was let into the module")
-            if self.machine.snapshot() != before:
-                raise Mismatch("a refused image left something in RAM")
-        worker.check()
 
     # -- ignorant --------------------------------------------------------------------------------
 
@@ -397,16 +194,13 @@ class ChainWorld:
         """An attach of ours at the very end, so that nothing is left undone, and the witness."""
         if self.states():
             state = self.states()[0]
-            size = self._size_of(self.machine.read(state.admin_address, PAGE))
+            size = size_of(self.machine.read(state.admin_address, PAGE))
             address = PhysAddr(state.admin_address + PAGE - size)
             KexecModule.attach(self.machine.memory, address, size).release()
         if self.torn is not None:
-            self._settle()
+            self.settle()
         self.check()
         for start, length in self.strangers:
             last_page = (start + length - 1) // PAGE * PAGE
             if self.machine.read(last_page, len(self._strange)) != self._strange:
                 raise Mismatch("a stranger's module has changed")
-
-
-__all__ = ["FAULTS", "ChainImage", "ChainWorld", "KernelSpec", "Scenario"]

@@ -1,4 +1,4 @@
-"""Many chains: seeds and the matrix, in several processes; the first that fails is the answer.
+"""Many chains: seeds and the matrix, in several processes, and which of them went wrong.
 
 Each failure is one line of what went wrong, and the one command that repeats it.
 
@@ -68,15 +68,26 @@ def campaign(
     figures: Counter[str] = Counter()
     failures: list[Failure] = []
     done = 0
+    for part, (part_figures, part_failures) in _results(chains, jobs):
+        figures.update(part_figures)
+        failures += part_failures
+        done += part
+        progress(done, len(chains), len(failures))
+    return figures, sorted(failures, key=lambda failure: str(failure.chain))
+
+
+def _results(
+    chains: Sequence[Chain], jobs: int
+) -> Iterator[tuple[int, tuple[Counter[str], list[Failure]]]]:
+    """Length and result of each part, as they come."""
+    if jobs <= 1:
+        for part in _parts(chains):
+            yield len(part), run_chains(part)
+        return
     with ProcessPoolExecutor(jobs) as pool:
         waiting = {pool.submit(run_chains, part): len(part) for part in _parts(chains)}
         for finished in as_completed(waiting):
-            part_figures, part_failures = finished.result()
-            figures.update(part_figures)
-            failures += part_failures
-            done += waiting[finished]
-            progress(done, len(chains), len(failures))
-    return figures, sorted(failures, key=lambda failure: str(failure.chain))
+            yield waiting[finished], finished.result()
 
 
 def _parts(chains: Sequence[Chain], size: int = 50) -> Iterator[Sequence[Chain]]:

@@ -42,13 +42,14 @@ class ChainImage:
 
 
 def chain_image(random: Random, address: int, end: int = 0) -> ChainImage:
-    """A kernel from `address` on, of a size that the seed chooses, or with a bss up to `end`."""
+    """A kernel from `address` on, of a size that the seed chooses; with a last part up to `end`."""
     code = random.randbytes(random.choice((64, 0x800, PAGE, 0x1333)))
     data_at = address + -(-len(code) // 16) * 16 + random.choice((0, 0x20, PAGE))
     data = random.randbytes(random.choice((0, 16, 0x400)))
     bss = random.choice((0, 8, 0x123, 2 * PAGE))
     if end:
-        bss = max(0, end - data_at - len(data))
+        data, bss = data[:16], 8
+        data_at = end - len(data) - bss
     elif not data and not bss:
         bss = 24
     placed = [(address, code), (data_at, data + bytes(bss))]

@@ -18,7 +18,8 @@ from xenlive.sim.posted import PAGE, PostedModule, place, read_block
 from xenlive.sim.witness import Expected
 
 if TYPE_CHECKING:
-    from xenlive.sim.chain import ChainWorld, KernelSpec
+    from xenlive.sim.chain import ChainWorld
+    from xenlive.sim.chain_spec import KernelSpec
 
 TYPES = (1, 3, 9)
 

@@ -18,9 +18,9 @@ from itertools import product
 from math import gcd
 from random import Random
 
-from xenlive.sim.chain import FAULTS, KernelSpec, Scenario
+from xenlive.sim.chain_choice import MIXES
 from xenlive.sim.chain_maps import MAPS
-from xenlive.sim.chain_ops import MIXES
+from xenlive.sim.chain_spec import FAULTS, KernelSpec, Scenario
 
 SIZES = (1, 2, 18, 24, 4000)
 CHANGES = ("equal", "growing", "shrinking")
@@ -88,7 +88,7 @@ def matrix() -> list[Case]:
     return [Case(words) for words in product(*AXES)]
 
 
-def spread(step: int = 29) -> list[Case]:
+def spread(step: int = 37) -> list[Case]:
     """About one in `step` of all cases, spread so that each pair of choices is among them."""
     cases = matrix()
     assert gcd(step, len(cases)) == 1

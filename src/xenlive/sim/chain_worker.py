@@ -22,13 +22,13 @@ from xenlive.kexec.adminpage import AdminPage
 from xenlive.kexec.module import KexecModule
 from xenlive.memory.address import PhysAddr
 from xenlive.memory.guest import GuestMemory
-from xenlive.sim import chain_ops
+from xenlive.sim import chain_choice, chain_ops
 from xenlive.sim.chain_maps import Machine
 from xenlive.sim.chain_ops import Operation
 from xenlive.sim.client import Mismatch
 from xenlive.sim.mortal import Died, MortalPage
 from xenlive.sim.posted import PAGE, PostedModule
-from xenlive.sim.witness import Expected, Seen, check, compare_tables, look
+from xenlive.sim.witness import Expected, Seen, check, compare_tables, look, owners_by_address
 
 _FOREVER = 1 << 30
 
@@ -59,7 +59,7 @@ class Worker:
         elif self.random.random() < 0.1:
             self.resize(self.random.choice((-3, -1, 1, 2, 5)), taken)
         else:
-            operation = chain_ops.choose(self.random, self.expected, self.machine.memory)
+            operation = chain_choice.choose(self.random, self.expected, self.machine.memory)
             if operation is not None:
                 self.perform(operation)
 
@@ -248,11 +248,7 @@ class Worker:
             module.recs_off,
             {r.index: (r.type, module.read_record(r.index)) for r in module.records()},
             {},
-            {
-                module.address + page * PAGE: owner
-                for page, owner in enumerate(module.owners())
-                if owner != 255
-            },
+            owners_by_address(module.address, module.owners()),
             b"",
         )
         compare_tables(told, self.expected)

@@ -14,6 +14,7 @@ address, a record by its index: neither may change when a module grows, shrinks 
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from xenlive.sim.client import Mismatch
 
 PAGE = 4096
 FREE = 255
+OWNED = re.compile(rb"[^\xff]+")
 HEAD = struct.Struct("<8sHHH")
 ENTRY = struct.Struct("<HBB")
 SEAL_HEAD = struct.Struct("<4sHH")
@@ -127,12 +129,22 @@ def look(read: Reader, admin_address: int) -> Seen:
             places[index] = (at, size)
     _no_overlap(places, table_end)
     address = admin_address - n_pages * PAGE
-    raw = page[HEAD.size : HEAD.size + n_pages]
-    owners = {address + i * PAGE: owner for i, owner in enumerate(raw) if owner != FREE}
+    owners = owners_by_address(address, page[HEAD.size : HEAD.size + n_pages])
     orphans = set(owners.values()) - records.keys()
     if orphans:
         raise Mismatch(f"pages belong to records {sorted(orphans)}, which are not there")
     return Seen(address, n_pages, n_records, recs_off, records, places, owners, page)
+
+
+def size_of(page: bytes) -> int:
+    """Bytes of the whole module by what its last page says."""
+    return (int(HEAD.unpack_from(page)[1]) + 1) * PAGE
+
+
+def owners_by_address(address: int, owners: bytes) -> dict[int, int]:
+    """The owners of all pages that have one, `address` being the first page's."""
+    runs = OWNED.finditer(owners)
+    return {address + i * PAGE: owners[i] for run in runs for i in range(*run.span())}
 
 
 def _no_overlap(places: dict[int, tuple[int, int]], table_end: int) -> None:
@@ -183,7 +195,7 @@ def compare_leftovers(seen: Seen) -> None:
     rest[:table_end] = bytes(table_end)
     for at, size in seen.places.values():
         rest[at : at + size] = bytes(size)
-    if any(rest):
+    if rest.count(0) != len(rest):
         where = next(i for i, byte in enumerate(rest) if byte)
         raise Mismatch(f"something was left behind at {where} of the last page")
 
