@@ -28,6 +28,13 @@ MINUTES ?= 10
 fuzz: $(VENV)/.ready
 	$(BIN)/python fuzz/hunt.py --minutes $(MINUTES) --processes 2
 
+# Chains of kernels over one kexec module (docs/simulator.md): every case, and SEEDS seeds.
+SEEDS ?= 20000
+.PHONY: campaign
+campaign: $(VENV)/.ready
+	$(BIN)/python -m xenlive.sim --chain --matrix
+	$(BIN)/python -m xenlive.sim --chain --seeds $(SEEDS)
+
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
