@@ -125,7 +125,7 @@ def test_rows_repeat_no_row() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(["p9-18-64", "mix-18-64", "rec-1-64"]),
     wrong=st.lists(st.tuples(st.integers(8, 200), st.binary(min_size=1, max_size=4)), max_size=6),

@@ -135,7 +135,7 @@ def test_it_loads_and_runs_nothing(tmp_path: Path) -> None:
     assert not any("href" in key or key.startswith("on") for key in keys)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(["p9-18-64", "mix-18-64"]),
     wrong=st.lists(st.tuples(st.integers(10, 200), st.binary(min_size=1, max_size=4)), max_size=6),

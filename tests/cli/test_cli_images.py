@@ -1,0 +1,198 @@
+"""The commands on images: what they print, byte for byte, and that no bytes upset them.
+
+Golden output is in `golden/`; run the tests with XENLIVE_UPDATE_GOLDEN=1 to write it anew, and look
+at what changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from cli.image_files import MODULES, STREAM, updating, write_images
+from click.testing import CliRunner
+from dump.cores import Segment, write_elf_core
+from dump.made import ADDRESS, REAL, device_with, put, ram_with
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xenlive.cli.root import COMMANDS, root, run
+from xenlive.memory.address import PAGE_SIZE
+from xenlive.ninep.codec import encode
+from xenlive.ninep.messages import TCREATE
+
+GOLDEN = Path(__file__).parent / "golden"
+IMAGES = [*MODULES, "busy", "ram", "defect", "broken"]
+COMMAND_LINES = [
+    *(f"inspect {image}" for image in IMAGES),
+    *(f"verify {image}" for image in ("device", "defect", "broken")),
+    *(f"hexdump {image}" for image in ("device", "mix", "one", "broken")),
+    *("inspect --json busy", "inspect --json ram", "inspect --svg - small"),
+    *("verify --json defect", "inspect state", "inspect --json state"),
+    *("hexdump --page 0 device", "hexdump --page 9 busy", "hexdump --record 0 device"),
+    *("hexdump --address 0x3feefe0 --size 64 ram", "hexdump --json --record 0 device"),
+    *("diff before after", "diff device mix", "diff --json before after", "diff before before"),
+]
+EXIT_CODES = {"verify": (0, 1), "diff": (0, 1)}
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all images, which is the current one."""
+    write_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def golden_file(line: str) -> Path:
+    return GOLDEN / (re.sub(r"[^a-z0-9]+", "-", line) + ".txt")
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+@pytest.mark.usefixtures("images")
+def test_golden_output(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(line.split())
+    out, err = capsys.readouterr()
+    said = f"$ xenlive {line}\n{out}{err}[exit {code}]\n"
+    path = golden_file(line)
+    if updating():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(said, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == said
+    assert (err, code in EXIT_CODES.get(line.split()[0], (0,))) == ("", True)
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == {
+        golden_file(line).name for line in COMMAND_LINES
+    }
+
+
+def test_the_commands_are_in_the_table() -> None:
+    assert {"inspect", "verify", "diff", "hexdump"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "hexdump"])
+def test_a_run_directory_by_its_option(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ram_with(tmp_path / "ram", REAL)
+    assert run([command, "--rundir", str(tmp_path)]) == 0
+    by_option = capsys.readouterr()
+    assert run([command, str(tmp_path)]) == 0
+    assert capsys.readouterr() == by_option
+    assert run([command, str(tmp_path), "--rundir", str(tmp_path)]) == 2
+    said = f"xenlive {command}: IMAGE and --rundir exclude each other\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_an_elf_core_is_described_as_the_memory_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = tmp_path / "core"
+    write_elf_core(core, [Segment(0x3000000, 0x1000000, [(ADDRESS - 0x3000000, REAL)])])
+    assert run(["inspect", "--json", str(core)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["image"]["kind"] == "elf-core"
+    assert found["image"]["regions"] == [{"address": 0x3000000, "size_bytes": 0x1000000}]
+    assert (found["address"], found["admin_address"]) == (ADDRESS, 0x3FFF000)
+    assert run(["diff", str(core), str(ram_with(tmp_path / "ram", REAL))]) == 0
+
+
+def test_several_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The chosen one is described, the others are named; with --all they are described too."""
+    path = str(ram_with(tmp_path / "ram", REAL, ADDRESS, (0x100000, MODULES["small"])))
+    assert run(["inspect", path]) == 0
+    last = "another kexec module of 4 pages at 0x100000, sound (--all describes it)"
+    assert capsys.readouterr().out.splitlines()[-1] == last
+    assert run(["inspect", "--json", path]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["others"] == [{"address": 0x100000, "n_pages": 3, "problems": 0}]
+    assert run(["inspect", "--all", "--json", path]) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert every["others"][0]["records"] != []
+    assert {**every, "others": None} == {**found, "others": None}
+    assert run(["inspect", "--all", path]) == 0
+    said = capsys.readouterr().out
+    assert "kexec module of 18 pages at 0x3fee000" in said
+    assert "\n\nkexec module of 4 pages at 0x100000" in said
+    assert "(--all" not in said
+    assert run(["inspect", "--quick", "--json", path]) == 0
+    assert json.loads(capsys.readouterr().out)["others"] is None
+
+
+ESCAPES = b"\x1b]0;owned\x07\x1b[2J\x9b31m\r\n"
+
+
+def hostile_image(folder: Path) -> Path:
+    """Terminal escapes wherever an image can have text."""
+    create = encode(TCREATE, 1, fid=1, name=ESCAPES, perm=0, mode=0, extension=ESCAPES)
+    data = device_with(create)
+    put(data, 112 - PAGE_SIZE, ESCAPES)
+    path = folder / "hostile\x1b[31m"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "hexdump", "diff"])
+def test_nothing_acts_on_the_terminal(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(hostile_image(tmp_path))
+    (tmp_path / "plain").write_bytes(REAL)
+    for words in ([path], [path, "--json"], [path + "missing"]):
+        more = [str(tmp_path / "plain")] if command == "diff" else []
+        run([command, *words, *more])
+        out, err = capsys.readouterr()
+        assert (out + err).replace("\n", "").isprintable()
+    run(["hexdump", path, "--page", "9"])
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
+
+
+WORDS = st.sampled_from(
+    [
+        *(["inspect"], ["inspect", "--json"], ["inspect", "--svg", "-"], ["inspect", "--all"]),
+        *(["verify"], ["verify", "--json"], ["hexdump"], ["hexdump", "--page", "1"]),
+        *(["hexdump", "--record", "0"], ["hexdump", "--address", "0", "--size", "9000"]),
+        *(["hexdump", "--json"], ["diff"], ["diff", "--json"]),
+    ]
+)
+PARTS = st.tuples(
+    st.one_of(st.integers(0, 200), st.integers(-PAGE_SIZE, 200 - PAGE_SIZE)),
+    st.binary(min_size=1, max_size=6),
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    words=WORDS,
+    kind=st.sampled_from(["auto", "module", "memory", "elf-core", "xen-core"]),
+    image=st.sampled_from([REAL, *MODULES.values(), STREAM, b"\x7fELF" + bytes(200)]),
+    wrong=st.lists(PARTS, max_size=5),
+    cut=st.integers(0, 8192),
+)
+def test_any_bytes_end_in_an_answer_or_one_line(
+    words: list[str],
+    kind: str,
+    image: bytes,
+    wrong: list[tuple[int, bytes]],
+    cut: int,
+    tmp_path: Path,
+) -> None:
+    data = bytearray(image)
+    for at, value in wrong:
+        put(data, at, value)
+    path = tmp_path / "image"
+    path.write_bytes(data[: len(data) - (cut if cut % 5 == 0 else 0)])
+    (tmp_path / "other").write_bytes(REAL)
+    more = [str(tmp_path / "other")] if words[0] == "diff" else []
+    answer = CliRunner().invoke(root, [*words, "--as", kind, str(path), *more])
+    assert answer.exception is None or isinstance(answer.exception, SystemExit)
+    assert answer.output.replace("\n", "").isprintable()
