@@ -51,7 +51,7 @@ class Layout:
     C declaration's name, used where a compiler checks the offsets.
     """
 
-    __slots__ = ("_names", "_struct", "ctype", "fields", "name", "size")
+    __slots__ = ("_names", "_struct", "ctype", "fields", "name", "order", "size")
 
     def __init__(
         self, name: str, size: int, fields: Sequence[Field], order: str = "<", ctype: str = ""
@@ -69,6 +69,7 @@ class Layout:
         self.size = size
         self.fields = tuple(fields)
         self.ctype = ctype
+        self.order = order
         codes = []
         names = []
         for field in fields:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("xenlive.cli.inspect:verify_command", "Check handed-over memory."),
     "diff": ("xenlive.cli.diff:diff_command", "Say what differs in two images of it."),
     "hexdump": ("xenlive.cli.hexdump:hexdump_command", "Dump bytes of it, and what they are."),
+    "abi": ("xenlive.cli.abi:abi_command", "Print the layouts that kernels agree on."),
     "xs": ("xenlive.cli.xs:xs_group", "Read and change a Xenstore."),
 }
 
