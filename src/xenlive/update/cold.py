@@ -176,15 +176,14 @@ class ColdUpdate:
         forward = " ".join([*words, self._cmdline])
         words += [CAME_BACK, f"{ISSUER_WORD}{self._issuer.fd}"]
         back = " ".join([*words, plain_words(self._domain.cmdline)])
-        place = machine.load_end
-        blocks = []
-        for cmdline in (forward.rstrip(), back.rstrip()):
-            block = build_start_info(place, memmap, modules, cmdline)
-            check_clear([(place, len(block))], [module_range(self._module)])
-            machine.memory.write(place, block)
-            blocks.append(place)
-            place = PhysAddr(round_up(place + len(block), 8))
-        self._blocks = (blocks[0], blocks[1])
+        forward_at = machine.load_end
+        forward_block = build_start_info(forward_at, memmap, modules, forward.rstrip())
+        back_at = PhysAddr(round_up(forward_at + len(forward_block), 8))
+        back_block = build_start_info(back_at, memmap, modules, back.rstrip())
+        check_clear([(forward_at, len(forward_block)), (back_at, len(back_block))], modules)
+        machine.memory.write(forward_at, forward_block)
+        machine.memory.write(back_at, back_block)
+        self._blocks = (forward_at, back_at)
 
     def _kexec(self) -> None:
         keep = [self._listen_fd, self._copy, *(fd for _, fd in self._loop.connections())]
