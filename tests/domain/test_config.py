@@ -236,3 +236,21 @@ def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
     for line in text.split("\n"):
         stripped = line.strip(" \t\r")
         assert not stripped or stripped.startswith(("#", "CONFIG_", "XEN_INTERFACE_VERSION"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("CONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_RESIZE=y", True),
+        ("CONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_RESIZE=n", False),
+        ("CONFIG_KEXEC=y", False),
+        ("CONFIG_KEXEC_MODULE_RESIZE=y", False),
+    ],
+)
+def test_resizing_is_off_unless_it_is_asked_for(text: str, wanted: bool) -> None:
+    assert Config.parse(text).flag("KEXEC_MODULE_RESIZE") == wanted
+
+
+def test_resizing_is_a_flag() -> None:
+    with pytest.raises(ConfigError, match="CONFIG_KEXEC_MODULE_RESIZE=24: has to be y or n"):
+        Config.parse("CONFIG_KEXEC=y\nCONFIG_KEXEC_MODULE_RESIZE=24")

@@ -7,13 +7,17 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from kexec.elves import Load, kernel
 from kexec.planworld import CMDLINE, N_PAGES, RAM_BYTES, World, check_done, size_of
+from kexec.test_elf import GRUB
 
 from xenlive.errors import BadAddress, OutOfSpace, UpdateError
+from xenlive.kexec import KexecModule
+from xenlive.kexec.elf import analyse_kernel
 from xenlive.kexec.find import find_kexec_module
-from xenlive.kexec.plan import ACTION_COPY, ACTION_ZERO, Action, Move
+from xenlive.kexec.plan import ACTION_COPY, ACTION_ZERO, Action, Move, plan_kexec
 from xenlive.kexec.start_info import parse_start_info
 from xenlive.memory.address import PAGE_SIZE, Frame, PhysAddr
-from xenlive.memory.e820 import E820_RAM, E820_SOFT_RESERVED
+from xenlive.memory.e820 import E820_RAM, E820_SOFT_RESERVED, MemoryMap, MemoryRange
+from xenlive.memory.guest import GuestMemory
 
 
 def test_what_is_planned() -> None:
@@ -260,3 +264,25 @@ def test_whatever_lies_where_it_is_done_right_or_refused_and_nothing_changed(
     stages.run()
     plan.apply(world.memory)
     check_done(world, plan, module)
+
+
+@pytest.mark.skipif(not GRUB.exists(), reason="grub-xen-bin is not installed")
+@pytest.mark.parametrize("file_at", [0x80000, 0x500000])
+def test_grubs_own_image_over_its_own_file(file_at: int) -> None:
+    elf, size = GRUB.read_bytes(), 16 << 20
+    ram = bytearray(b"\xa5" * size)
+    memory = GuestMemory([(0, ram)])
+    memory.write(PhysAddr(file_at), elf)
+    memmap = MemoryMap([MemoryRange(0, size, E820_RAM)])
+    module = KexecModule.create(memory, memmap.place_module(18), 18)
+    image = analyse_kernel(elf)
+    plan = plan_kexec(image, memory, memmap, module, "", [], file_at=PhysAddr(file_at))
+    plan.stages().run()
+    plan.apply(memory)
+    for segment in image.segments:
+        data = elf[segment.offset : segment.offset + segment.file_size]
+        expected = data.ljust(segment.memory_size, b"\0")
+        assert memory.read(segment.address, segment.memory_size) == expected
+    handed, _ = find_kexec_module(parse_start_info(memory, plan.start_info), memory)
+    assert handed is not None
+    assert handed.address == module.address
