@@ -27,7 +27,7 @@ from xenlive.memory.address import PAGE_SIZE, PhysAddr
 LARGEST = kexec_module.MAX_MODULE_PAGES
 SIZES = (1, 2, 3, 4, 18, 18, 24, 33, 100, 40)
 LARGE_SIZES = (4000, 4002, 4003, 4004, LARGEST)
-SEQUENCES = 2000
+SEQUENCES = 1200
 OURS = PhysAddr((LARGEST + 1) * PAGE_SIZE)
 
 

@@ -158,13 +158,21 @@ def _is_copy(found: bytes, entries: list[_Entry], table: bytes) -> bool:
     That is a copy of the data or the table that was begun or is being cleared, from either end:
     some of its first or last bytes.
     """
-    size = len(found)
+    size, first, last = len(found), found[0], found[-1]
     for entry in entries:
         data = entry.data.strip(b"\0")
-        if size <= len(data) and (_agrees(found, data[:size]) or _agrees(found, data[-size:])):
+        if size > len(data):
+            continue
+        if data[0] == first and _agrees(found, data[:size]):
             return True
-    places = range(len(table) - size + 1)
-    return any(_agrees(found, table[at : at + size]) for at in places)
+        if data[-1] == last and _agrees(found, data[-size:]):
+            return True
+    at = table.find(first)
+    while 0 <= at <= len(table) - size:
+        if _agrees(found, table[at : at + size]):
+            return True
+        at = table.find(first, at + 1)
+    return False
 
 
 def _agrees(found: bytes, source: bytes) -> bool:
