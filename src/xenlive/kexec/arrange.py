@@ -120,7 +120,9 @@ def _move_table(page: AdminPage, recs_off: int, cut: bool) -> None:
 
 
 def _behind(page: AdminPage, recs_off: int) -> int:
-    """Where a table of the entries in use lies right behind where it lies now."""
+    """Where a table of the entries in use lies right behind where it lies now, if it must move."""
+    if page.recs_off >= recs_off:
+        return recs_off
     return max(recs_off, page.recs_off + _used_length(page) * RECORD.size)
 
 
