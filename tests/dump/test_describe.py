@@ -27,7 +27,7 @@ CONTRACT = [
     "records",
     "problems",
 ]
-KEYS = [*CONTRACT, "pg2rec", "admin_address", "image", "streams", "others"]
+KEYS = [*CONTRACT, "pg2rec", "admin_address", "image", "streams", "others", "settled"]
 RECORD_KEYS = ["index", "type", "type_name", "offset", "size", "data", "pages", "decoded"]
 INTERFACE_PAGE = 0
 EMPTY_RING = {
@@ -110,6 +110,7 @@ def test_the_whole_description_of_a_real_device(tmp_path: Path) -> None:
         "image": {"kind": "module", "size_bytes": 73728, "regions": []},
         "streams": [],
         "others": [],
+        "settled": True,
     }
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from vectors import minios
 
 from xenlive.dump import describe_image, draw_module
-from xenlive.dump.picture import draw_pages
+from xenlive.dump.picture import STYLE_SUSPECT, draw_memory, draw_pages
 
 DEVICE = {"ring_ref": 2047, "evtchn": 4, "prod_pvt_out": 0, "cons_pvt_in": 0}
 
@@ -107,3 +107,88 @@ def test_described_modules_can_be_drawn(name: str, tmp_path_factory: Any) -> Non
     path = tmp_path_factory.mktemp("picture") / name
     path.write_bytes(minios.host_image(name))
     assert drawn(describe_image(path))[0].endswith("#")
+
+
+def device(index: int, first: int, order: int) -> dict[str, Any]:
+    """A 9PFS record whose interface page is `first`, and its ring behind it."""
+    ring = list(range(first + 1, first + 1 + (1 << order)))
+    return {
+        "index": index,
+        "type": 1,
+        "type_name": "9PFS",
+        "size": 16,
+        "pages": [first, *ring],
+        "decoded": DEVICE | {"interface": {"page": first}, "rings": {"pages": ring}},
+    }
+
+
+def test_the_parts_of_two_devices() -> None:
+    found = description(9) | {"records": [device(0, 0, 1), device(1, 3, 2)], "free_pages": 1}
+    assert drawn(found)[:5] == [
+        "0x3fee000  0i 0< 0> 1i 1< 1< 1> 1> .  #",
+        "  0  9PFS, 3 pages, 16 bytes: grant 2047, port 4",
+        "     i interface page 0, < in ring 1, > out ring 2",
+        "  1  9PFS, 5 pages, 16 bytes: grant 2047, port 4",
+        "     i interface page 3, < in ring 4-5, > out ring 6-7",
+    ]
+
+
+def test_large_modules_have_no_room_for_parts_but_say_them() -> None:
+    found = description(4000) | {"records": [device(0, 0, 9)], "free_pages": 4000 - 513}
+    lines = drawn(found)
+    assert lines[0] == "0x3fee000  " + "0" * 64
+    assert "     i interface page 0, < in ring 1-256, > out ring 257-512" in lines
+    rows = [line for line in lines if line.startswith("0x")]
+    assert [int(row.split()[0], 16) % (64 * 4096) for row in rows] == [0x3FEE000 % (64 * 4096)] * (
+        len(rows)
+    )
+
+
+def test_pages_of_no_record_are_marked() -> None:
+    found = description(4, range(1)) | {"pg2rec": "0009ffff"}
+    lines = drawn(found)
+    assert lines[0] == "0x3fee000  0 ! . . #"
+    assert "  !  owned by no record in use: 1 page" in lines
+    assert dict(draw_pages(found, 80))["!"] == STYLE_SUSPECT
+
+
+def test_what_a_problem_names_is_red() -> None:
+    problems = [{"code": "x", "message": "y", "offset": offset} for offset in (14 + 2, 4000)]
+    styles = [
+        (text.strip(), style)
+        for text, style in draw_pages(description(4, range(4)) | {"problems": problems}, 80)
+        if text.strip() in ("0", "#")
+    ]
+    assert [sign for sign, style in styles if style == STYLE_SUSPECT] == ["0", "#"]
+    assert styles[2] == ("0", STYLE_SUSPECT)
+
+
+def test_the_memory_around_it() -> None:
+    found = description(3) | {
+        "image": {
+            "regions": [
+                {"address": 0, "size_bytes": 0x1000000},
+                {"address": 0x3000000, "size_bytes": 0x1000000},
+            ]
+        },
+        "others": [{"address": 0x100000, "n_pages": 3, "problems": 0}],
+        "streams": [{"address": 0x3000000}, {"address": None}],
+    }
+    row = "".join(text for text, _ in draw_memory(found, 88))
+    memory = "-o" + "-" * 14 + " " * 32 + "s" + "-" * 14 + "#"  # a column is a MiB
+    assert row == f"memory  0x0 [{memory}] 0x4000000\n\n"
+
+
+def test_without_addresses_there_is_no_memory_to_draw() -> None:
+    assert draw_memory(description(3), 80) == []
+    no_address = description(3, address=None) | {"image": {"regions": [{}]}}
+    assert draw_memory(no_address, 80) == []
+
+
+def test_many_records_without_pages_are_counted() -> None:
+    owned = [range(0)] * 20 + [range(2)]
+    lines = drawn(description(4, *owned))
+    assert lines[1:3] == [
+        "  k  record of type 7, 2 pages, 20 bytes",
+        "     and 20 records without pages",
+    ]

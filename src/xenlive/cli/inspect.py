@@ -161,6 +161,8 @@ def print_description(description: dict[str, Any], alone: bool = True) -> None:
         console.print(Text("\n".join(record_lines(record))))
     for stream in description["streams"]:
         console.print(Text(stream_line(stream)))
+    if not description["settled"]:
+        console.print(Text("the module was being changed while it was read", style="bold yellow"))
     for problem in description["problems"]:
         console.print(Text(f"problem: {problem_line(problem)}", style="bold red"))
     if not description["problems"]:

@@ -11,6 +11,7 @@
     admin_address       of the last page; null as `address`
     others              the other modules of the image, in short: address n_pages problems (their
                         number); null if nobody looked for them
+    settled             false if the administration page was being changed whenever it was read
 
 `decoded` is null for types and sizes that are not known. For a 9PFS record it has the record's
 fields, under `interface` what its interface page says, and under `rings` what waits in them (see
@@ -92,6 +93,7 @@ def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[s
         "image": _image(image),
         "streams": streams_in(image, found, len(owners), records, findings),
         "others": _others(image, found) if thorough or found.address is None else None,
+        "settled": found.settled,
     }
 
 

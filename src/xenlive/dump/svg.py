@@ -15,6 +15,7 @@ reader's own choice of the two where the viewer knows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -48,6 +49,7 @@ _PLAIN = {  # class: fill in the light, fill in the dark
     "ram": ("#d1d5db", "#3a424f"),
     "on": ("#ffffff", "#14171c"),  # what is written on a page
 }
+_COLUMNS = 110  # characters of a line, in whatever font the viewer has
 #: Up to so many pages: so many in a row.
 _ROWS = ((20, 20), (64, 16), (512, 32), (1 << 16, 64))
 #: More problems than that are counted, not listed.
@@ -153,7 +155,12 @@ def _legend(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
 def _problems(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
     problems = [lines.problem_line(problem) for problem in description["problems"]]
     left_out = len(problems) - MAX_PROBLEMS
-    shown = problems[:MAX_PROBLEMS] + ([f"and {left_out} more"] if left_out > 0 else [])
+    shown = [
+        line
+        for problem in problems[:MAX_PROBLEMS]
+        for line in wrap(problem, _COLUMNS, subsequent_indent="    ")
+    ]
+    shown += [f"and {left_out} more"] if left_out > 0 else []
     parts = [_text(MARGIN, y + 12 + at * LINE, "bad", text) for at, text in enumerate(shown)]
     return parts, y + len(shown) * LINE
 
