@@ -166,11 +166,11 @@ def _search(image: Image, found: FoundModule, records: list[dict[str, Any]]) -> 
     if found.address is None:
         return None
     first = _first_frame(found)
-    devices = {
-        _ring_ref(bytes.fromhex(record["data"])): [first + page for page in record["pages"]]
-        for record in records
-        if record["type"] == RECORD_9PFS
-    }
+    devices: dict[int, set[int]] = {}
+    for record in records:
+        if record["type"] == RECORD_9PFS:
+            frames = devices.setdefault(_ring_ref(bytes.fromhex(record["data"])), set())
+            frames.update(first + page for page in record["pages"])
     return search(image, devices)
 
 
