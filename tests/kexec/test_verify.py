@@ -124,6 +124,90 @@ def test_odd_but_sound(changes: list[tuple[int, bytes]]) -> None:
     assert verify(changed(*changes), SIZE) == []
 
 
+def journal(n_small: int, n_large: int, boundary: int, size: int = 10) -> bytes:
+    """The data of a journal of a resize, cut to `size`."""
+    return (b"KexR" + struct.pack("<HHH", n_small, n_large, boundary)).ljust(size, b"\0")[:size]
+
+
+def in_flight(data: bytes, *more: tuple[int, bytes]) -> bytearray:
+    """The sample with room for the owners of 30 pages before its table, and a journal in it."""
+    page = bytearray(PAGE_SIZE)
+    page[:31] = sample()[:31]
+    page[RECS_OFF : RECS_OFF + 2] = u16(44)
+    entries = record(200, 1, 16) + record(216, 7, 4) + record(300, 0xE1, len(data))
+    page[44 : 44 + 12] = entries
+    page[300 : 300 + len(data)] = data
+    for at, found in more:
+        page[at : at + len(found)] = found
+    return page
+
+
+def pages(n: int) -> int:
+    return (n + 1) * PAGE_SIZE
+
+
+@pytest.mark.parametrize(("n_small", "n_large"), [(17, 20), (17, 30), (14, 17), (0, 17)])
+def test_a_resize_in_flight_is_good_for_both_sizes(n_small: int, n_large: int) -> None:
+    for boundary in (0, 1, n_large, 0x8000, 0x8000 + n_large):
+        page = in_flight(journal(n_small, n_large, boundary))
+        assert verify(page, pages(n_small)) == verify(page, pages(n_large)) == []
+        (problem,) = verify(page, pages(n_large + 1))
+        assert (problem.code, problem.offset) == ("bad-n-pages", N_PAGES)
+
+
+RESIZES: list[tuple[str, bytes, list[tuple[int, bytes]], list[tuple[str, int]]]] = [
+    ("too short", journal(17, 20, 0, 9), [], [("bad-resize", 52)]),
+    ("too long", journal(17, 20, 0, 11), [], [("bad-resize", 52)]),
+    ("its magic only", journal(17, 20, 0, 4), [], [("bad-resize", 52)]),
+    ("sizes the wrong way", journal(20, 17, 0), [], [("bad-resize", 52)]),
+    ("sizes the same", journal(17, 17, 0), [], [("bad-resize", 52)]),
+    ("of another module", journal(18, 20, 0), [], [("bad-resize", 52)]),
+    ("boundary too far", journal(17, 20, 21), [], [("bad-resize", 52)]),
+    ("boundary too far, shrinking", journal(17, 20, 0x8000 + 21), [], [("bad-resize", 52)]),
+    ("owners over the table", journal(17, 31, 0), [], [("bad-resize", 52)]),
+    ("far too many pages", journal(17, 0xFFFF, 0), [], [("bad-resize", 52)]),
+    (
+        "two of them",
+        journal(17, 20, 0),
+        [(56, record(310, 0xE1, 10)), (310, journal(17, 20, 0))],
+        [("type-twice", 56)],
+    ),
+    (
+        "a wrong owner in the small form",
+        journal(17, 20, 20),
+        [(PG2REC + 16, b"\x09")],
+        [("owner-without-record", PG2REC + 16)],
+    ),
+    (
+        "a wrong owner in the large form",
+        journal(17, 20, 0),
+        [(PG2REC + 19, b"\x10")],
+        [("owner-out-of-range", PG2REC + 19)],
+    ),
+    ("a wrong owner in neither form", journal(17, 20, 20), [(PG2REC + 19, b"\x10")], []),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "expected"), [case[1:] for case in RESIZES], ids=[case[0] for case in RESIZES]
+)
+def test_journals(
+    data: bytes, more: list[tuple[int, bytes]], expected: list[tuple[str, int]]
+) -> None:
+    found = verify(in_flight(data, *more), SIZE)
+    assert [(problem.code, problem.offset) for problem in found] == expected
+
+
+@pytest.mark.parametrize("data", [b"", b"Kex", b"KexS" + bytes(6), bytes(10), b"\xff" * 10])
+def test_a_record_of_the_journals_type_without_its_magic_is_somebody_elses(data: bytes) -> None:
+    assert verify(in_flight(data, (56, record(320, 0xE1, 3))), SIZE) == []
+    page = in_flight(data)
+    memory = GuestMemory([(0, bytearray(SIZE - PAGE_SIZE) + page)])
+    module = KexecModule.attach(memory, PhysAddr(0), SIZE)
+    assert module.read_record(2) == data
+    assert memory.read(module.admin_address, PAGE_SIZE) == page
+
+
 @pytest.mark.parametrize(
     ("length", "size_bytes"),
     [(4096, 0), (4096, -4096), (4096, SIZE + 1), (4096, 4095), (4095, SIZE), (0, SIZE)],
