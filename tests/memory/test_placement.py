@@ -60,7 +60,7 @@ lengths = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from([0, 64 * MIB, GIB4 - 70 * PAGE_SIZE, GIB4 - 40 * PAGE_SIZE, GIB4 - PAGE_SIZE]),
     st.lists(st.tuples(lengths, lengths, types), max_size=5),
