@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xenlive.abi.kexec_module import RECORD
+from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, RECORD
 from xenlive.errors import OutOfSpace
 from xenlive.kexec import module as module_file
 from xenlive.kexec import plan as plan_file
@@ -49,6 +49,17 @@ def test_a_type_that_is_stored_before_the_data(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(AdminPage, "add", add)
     assert "neither before" in complaint("18", "die-add")
+
+
+def test_a_module_that_is_named_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(self: AdminPage, n_pages: int, n_records: int, recs_off: int) -> None:
+        header = HEADER.pack(EYE_CATCHER, n_pages, n_records, recs_off)
+        self.copy(0, header)
+        self.copy(len(header), (b"\xff" * n_pages).ljust(4096 - len(header), b"\0"))
+        self.reread_header()
+
+    monkeypatch.setattr(AdminPage, "format", make)
+    assert "nobody has finished making" in complaint("1")
 
 
 def test_an_owned_page_that_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:

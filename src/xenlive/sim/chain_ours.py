@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xenlive.abi.kexec_module import FRESH_RECORDS, fresh_recs_off
 from xenlive.errors import BadAddress, XenliveError
 from xenlive.kexec import recover
 from xenlive.kexec.find import find_kexec_module, find_surviving_module
@@ -125,8 +126,26 @@ class OursKernel:
         wanted = place(self._machine.memmap, self._spec.pages, taken)
         if address != wanted:
             raise Mismatch(f"a new module goes to {address:#x}, not {wanted}")
+        self._die_while_creating(int(address), info, taken)
         self._world.made(address, self._spec.pages)
         return KexecModule.create(self._machine.memory, address, self._spec.pages)
+
+    def _die_while_creating(
+        self, address: int, info: StartInfo, taken: list[tuple[int, int]]
+    ) -> None:
+        """At times a kernel dies before its new module is whole: then nobody must find one."""
+        if self._random.random() < 0.7:
+            return
+        n_pages = self._spec.pages - 1
+        view = self._machine.memory.view(PhysAddr(address + n_pages * PAGE), PAGE)
+        # All stores but the last: two of eight bytes, and a byte each for the rest of the page.
+        stores = self._random.choice((0, 1, 2, self._random.randrange(PAGE - 8), PAGE - 7))
+        try:
+            MortalPage(view, stores).format(n_pages, FRESH_RECORDS, fresh_recs_off(n_pages))
+        except Died:
+            self._world.figures["deaths while creating"] += 1
+        if find_surviving_module(self._machine.memory, info.memmap, taken) is not None:
+            raise Mismatch("a module was found that nobody has finished making")
 
     def _compare_start_info(self, info: StartInfo) -> None:
         block = read_block(self._machine.memory, self._world.start_info)
