@@ -273,7 +273,14 @@ class KexecModule:
     def pages_of(self, record: int) -> list[int]:
         """Indices of a record's pages, lowest first. ModuleError if there is no such record."""
         owner = self.record(record).index
-        return [page for page, found in enumerate(self.owners()) if found == owner]
+        owners = self.owners()
+        n = owners.count(owner)
+        if n == 0:
+            return []
+        first, end = owners.find(owner), owners.rfind(owner) + 1
+        if end - first == n:
+            return list(range(first, end))
+        return [page for page in range(first, end) if owners[page] == owner]
 
     def alloc_pages(self, record: int, n: int) -> int:
         """Gives `record` the lowest `n` free pages that lie side by side; index of the first.
