@@ -101,6 +101,19 @@ def test_extending_the_table_moves_what_is_in_the_way() -> None:
     assert after.types()[3:] == bytes(37)
 
 
+def test_new_entries_are_unused_whatever_lay_there() -> None:
+    """A kernel that died while it moved data leaves parts of copies in free bytes."""
+    junk = bytearray(page_of(17, [(96, 1, b"abcd")]))
+    junk[100:400] = b"\x07" * 300
+    stores = recorded_page(bytes(junk), lambda page: extend_table(page, 40))
+    keeps_all(stores)
+    assert opened(stores.after).types() == b"\1" + bytes(39)
+    assert stores.after[36:192] == bytes(156)
+    stores = recorded_page(bytes(junk), raise_table(40)[0])
+    keeps_all(stores)
+    assert opened(stores.after).types() == b"\1" + bytes(15)
+
+
 @pytest.mark.parametrize("recs_off", [32, 33, 47, 1001])
 def test_the_longest_table(recs_off: int) -> None:
     """Also where no kernel of ours puts it."""
