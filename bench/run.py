@@ -29,6 +29,7 @@ from typing import TypeVar
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
+import kexec_figures  # noqa: E402
 from measure import NODES, Bench, BenchError, Workload  # noqa: E402
 from peer.tools import build_xsbench, missing_peers  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -194,7 +195,10 @@ def main() -> int:
     console = Console()
     missing = missing_peers()
     if missing:
-        console.print(f"Nothing measured, missing: {', '.join(missing)}")
+        console.print(f"No server measured, missing: {', '.join(missing)}")
+        with console.status("") as status:
+            figures = kexec_figures.measure(quick=options.quick, say=status.update)
+        console.print(kexec_figures.draw(figures))
         return 1
     rounds = options.rounds or (1 if options.quick else 5)
     with (
@@ -204,6 +208,7 @@ def main() -> int:
         run = Run(Path(folder), rounds=rounds, quick=options.quick, say=status.update)
         try:
             run.measure()
+            figures = kexec_figures.measure(quick=options.quick, say=status.update)
         except (BenchError, RuntimeError) as error:
             console.print(draw(run.rows))
             console.print(f"stopped: {error}", style="red", markup=False)
@@ -211,12 +216,14 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
     console.print(draw(run.rows))
+    console.print(kexec_figures.draw(figures))
     if options.json:
         result = {
             "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
             "python": platform.python_version(),
             "rounds": rounds,
             "rows": [asdict(row) for row in run.rows],
+            "kexec_module": kexec_figures.as_objects(figures),
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hostile.guided import can_guide
+from hostile.sparse import scratch_place
 from hostile.tally import distinct, read_tally, slowest_ns
 from hostile.targets import TARGETS, load_target
 
@@ -73,7 +74,7 @@ class Orders:
 def attack(target: str, orders: Orders, *, show: bool = False) -> Result:
     """Attacks one target and waits for all of its workers."""
     result = Result(target, orders.engine)
-    with tempfile.TemporaryDirectory(prefix="xenlive-fuzz-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="xenlive-fuzz-", dir=scratch_place()) as scratch:
         folders = [Path(scratch) / str(number) for number in range(orders.processes)]
         began_s = time.monotonic()
         workers = [_start(target, orders, folder, n) for n, folder in enumerate(folders)]

@@ -21,14 +21,14 @@ _TYPES = (0, 0, 1, 1, 2, 7, 0xE0, 0xE1, 0xE1, 0xFF)
 _SIZES = (0, 1, 5, 6, 7, 15, 16, 17, 20, 254, 255)
 
 
-def mutate_module(data: bytes, rng: Random) -> bytes:
+def mutate_module(data: bytes, rng: Random, max_bytes: int = MAX_BYTES) -> bytes:
     """Another case made from one."""
     case = decode_case(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5))):
         if len(case.page) < PAGE_SIZE:
             case.page = case.page.ljust(PAGE_SIZE, b"\0")
         rng.choices(_CHANGES, _WEIGHTS)[0](case, rng)
-    return case.encode()[:MAX_BYTES]
+    return case.encode()[:max_bytes]
 
 
 def _numbers(page: bytearray) -> tuple[int, int, int]:

@@ -14,6 +14,8 @@ TARGETS = {
     "module": "hostile.modules",
     "start-info": "hostile.startinfos",
     "kernel": "hostile.kernels",
+    "image": "hostile.images",
+    "show": "hostile.showing",
 }
 
 

@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import hashlib
 import resource
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     # A size that was believed is a MemoryError here, and so a find.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    tempfile.tempdir = str(options.folder)
     target = load_target(options.target, instrumented=options.engine == "guided")
     tally = Tally(options.folder)
     if options.engine == "guided":
