@@ -16,7 +16,7 @@ from hostile.targets import TARGETS, load_target
 ENGINES = ["plain", "guided"] if can_guide() else ["plain"]
 ENGINE = ENGINES[-1]
 # Inputs in `make test`; a second or two each. `make fuzz` goes on for as long as it is told.
-RUNS = {"module": 1500, "start-info": 1500, "kernel": 1500, "image": 400, "show": 100}
+RUNS = {"module": 1200, "start-info": 1000, "kernel": 800, "image": 250, "show": 60}
 REGRESSIONS = sorted((HUNT.parent / "regressions").glob("*/*"))
 
 
