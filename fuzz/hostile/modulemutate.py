@@ -143,7 +143,7 @@ def _in_flight(case: ModuleCase, rng: Random) -> None:
     owners = bytes(case.page[14 : 14 + n_pages])
     small_form = (owners if growing else owners[k:]).replace(b"\xff", bytes([unused[0]]))
     large_form = bytes([unused[0]]) * k + small_form
-    boundary = rng.randrange(large + 1)
+    boundary = rng.choice((rng.randrange(large + 1), 0, large - k, large, large + 1))
     mixed = small_form[:boundary].ljust(boundary, b"\xff") + large_form[boundary:]
     case.page[14 : 14 + large] = mixed
     direction = rng.choice((0, RESIZE_SHRINKING))

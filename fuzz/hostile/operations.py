@@ -16,7 +16,7 @@ from dataclasses import replace
 from hostile.ram import RAM_START, HostileRam
 from hostile.seals import seal_new, seal_read, seal_update
 from hostile.soundness import FREE, PAGE, State, entries, is_sound, read_state
-from hostile.target import expect
+from hostile.target import Find, expect
 from xenlive.errors import ImageError, ModuleError, OutOfSpace
 from xenlive.kexec.module import KexecModule
 
@@ -51,8 +51,11 @@ class Player:
     def _hold_against(self, expected: State, name: str) -> None:
         page = self.ram.page()
         expect(is_sound(page, self.module.size_bytes), f"{name} leaves a sound module")
+        unused = [entry for entry in entries(page) if not entry[2]]
+        expect(not any(entry[1] or entry[3] for entry in unused), f"{name} clears unused entries")
         found = read_state(page)
-        expect(found == expected, f"{name} leaves {expected}, not {found}")
+        if found != expected:
+            raise Find(f"{name}: {_difference(expected, found)}")
         address = self.module.admin_address - len(found.owners) * PAGE
         expect(self.module.address == address, f"{name}: the module is as long as the page says")
         expect(self.module.n_records == found.n_records, f"{name}: n_records as in the page")
@@ -62,6 +65,21 @@ class Player:
         """A call that must be refused: the refusal goes on to `play`."""
         answer = call()
         expect(False, f"it is refused, not answered with {answer!r}")
+
+
+def _difference(expected: State, found: State) -> str:
+    """What is not as it should be, in a line."""
+    for index in sorted({*expected.records, *found.records}):
+        wanted, there = expected.records.get(index), found.records.get(index)
+        if wanted != there:
+            return f"record {index} should be {wanted}, is {there}"
+    if expected.n_records != found.n_records:
+        return f"n_records should be {expected.n_records}, is {found.n_records}"
+    if len(expected.owners) != len(found.owners):
+        return f"there should be {len(expected.owners)} pages, not {len(found.owners)}"
+    wrong = [at for at, owner in enumerate(found.owners) if owner != expected.owners[at]]
+    at = wrong[0]
+    return f"page {at} from the end should be {expected.owners[at]}'s, is {found.owners[at]}'s"
 
 
 def add(player: Player, state: State, type_: int, size: int, byte: int) -> State:
@@ -165,15 +183,19 @@ def extend(player: Player, state: State, low: int, more: int, _: int) -> State:
     return replace(state, n_records=n_records)
 
 
-def grow(player: Player, state: State, low: int, high: int, _: int) -> State:
-    """More pages at the lower end, as many as there is memory, or too many."""
+def grow(player: Player, state: State, low: int, high: int, reserve: int) -> State:
+    """More pages at the lower end, up to the end of RAM or what is reserved, or too many."""
     module = player.module
     n = low if high & 7 else low + high * 16
     room = (module.address - RAM_START) // PAGE
+    taken = []
+    if reserve & 1:
+        room = min(room, reserve >> 1)
+        taken = [(module.address - (room + 1) * PAGE, PAGE)]
     if n < 1 or n > room or len(state.owners) + n > MAX_PAGES:
-        player.refused(lambda: module.grow(n, player.ram.map))
+        player.refused(lambda: module.grow(n, player.ram.map, taken))
     address, admin_address = module.address, module.admin_address
-    module.grow(n, player.ram.map)
+    module.grow(n, player.ram.map, taken)
     expect(module.address == address - n * PAGE, "it begins lower")
     expect(module.admin_address == admin_address, "its last page stays where it is")
     return replace(state, owners=state.owners + bytes([FREE]) * n)
