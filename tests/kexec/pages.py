@@ -44,17 +44,17 @@ def opened(page: bytes) -> AdminPage:
     return AdminPage(memoryview(bytearray(page)))
 
 
-def keeps_all(stores: Stores, sizes: Sequence[int] = ()) -> int:
+def keeps_all(stores: Stores, sizes: Sequence[int] = (), some: int = 0) -> int:
     """Holds each moment of a change to: same records, owners of before or after; how many.
 
     `sizes` are both numbers of pages of a resize: then the owners are those of the size that the
-    next kernel is told, and it can be told at least one of them.
+    next kernel is told, and it can be told at least one of them. `some`: at so many moments.
     """
     before, after = opened(stores.before), opened(stores.after)
     assert records_of(before) == records_of(after)
     owners = {page.n_pages: page.owners() for page in (before, after)}
     moments = 0
-    for moment in stores.pages():
+    for moment in stores.pages(some=some):
         moments += 1
         seen = 0
         for n_pages in set(sizes) or {before.n_pages}:

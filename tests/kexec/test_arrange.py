@@ -74,6 +74,36 @@ def test_a_full_page_is_compacted_through_the_gap_it_has() -> None:
     assert recorded_page(stores.after, compact).stores == []
 
 
+LOWERED: list[tuple[str, int, list[Entry | None], int, tuple[int, int]]] = [
+    # What, where the table lies, entries, of how many; where table and data's end are then.
+    ("by one", 33, [(97, 1, b"0123456789abcdef")], 16, (32, 112)),
+    ("by half its size", 64, [(128, 1, b"abcd"), None, (132, 2, b"")], 16, (32, 100)),
+    ("by its size", 96, [(160, 1, b"abcd")], 16, (32, 100)),
+    ("far", 3900, [(3964, 1, data("a", 132))], 16, (32, 228)),
+    ("from the very end", 4032, [(4096, 1, b"")], 16, (32, 96)),
+    ("a long one", 500, [(1520, 1, b"abcd")], 255, (32, 1056)),
+    ("one of no entries", 500, [], 0, (32, 32)),
+    ("no room for it twice", 40, filled(104, 4096), 16, (40, 4096)),
+    ("room once the data is packed", 40, [(300, 1, data("a", 255))], 16, (32, 351)),
+]
+
+
+@pytest.mark.parametrize(
+    ("recs_off", "entries", "n_records", "places"),
+    [case[1:] for case in LOWERED],
+    ids=[case[0] for case in LOWERED],
+)
+def test_compact_brings_the_table_down(
+    recs_off: int, entries: list[Entry | None], n_records: int, places: tuple[int, int]
+) -> None:
+    stores = recorded_page(page_of(17, entries, recs_off, n_records), compact)
+    keeps_all(stores)
+    after = opened(stores.after)
+    assert (after.recs_off, after.data_end, after.n_records) == (*places, n_records)
+    assert after.whole()[after.data_end :] == bytes(PAGE_SIZE - after.data_end)
+    assert recorded_page(stores.after, compact).stores == []
+
+
 def test_what_can_not_move_stays() -> None:
     before = page_of(17, filled(100, 4096))
     assert recorded_page(before, compact).stores == []
@@ -150,7 +180,7 @@ def test_no_room_for_a_longer_table() -> None:
 
 
 def test_a_longer_table_than_the_page_has() -> None:
-    page = opened(page_of(17, [], recs_off=4000))
+    page = opened(page_of(3986, []))
     with pytest.raises(OutOfSpace) as raised:
         extend_table(page, 25)
     assert (raised.value.wanted, raised.value.available) == (36, 32)

@@ -69,6 +69,7 @@ class EveryOperation(RuleBasedStateMachine):
     def has_room_below(self, floor: int, more: int) -> bool:
         """Whether all data below `floor`, and `more` bytes, certainly fit behind the rest."""
         table_end = self.module.recs_off + 4 * self.n_records
+        floor = max(floor, table_end)
         return PAGE_SIZE - max(self.data_end(), floor) >= floor - table_end + 255 + more
 
     def done(

@@ -16,7 +16,7 @@ because its old and new place overlap and there is no third one, stays where it 
 
 from __future__ import annotations
 
-from xenlive.abi.kexec_module import MAX_RECORDS, RECORD, RECORD_NONE
+from xenlive.abi.kexec_module import MAX_RECORDS, RECORD, RECORD_NONE, fresh_recs_off
 from xenlive.errors import ModuleError, OutOfSpace
 from xenlive.kexec.adminpage import rehearsed
 from xenlive.memory.address import PAGE_SIZE
@@ -30,16 +30,25 @@ if TYPE_CHECKING:
 _WHAT = "record bytes of the kexec module"
 
 
-def compact(page: AdminPage) -> None:
-    """Closes the gaps between the table's end and the records' data, and between those."""
+def compact(page: AdminPage, n_pages: int = 0) -> None:
+    """Closes the gaps between the owners, the record table and the records' data.
+
+    The owners of `n_pages` pages keep their room if that is more than the module has.
+    """
     pack(page, page.table_end)
+    recs_off = fresh_recs_off(max(page.n_pages, n_pages))
+    if page.recs_off > recs_off:
+        ways = [lambda page: _move_table(page, recs_off, cut=False), lambda page: None]
+        rehearsed(page, ways)
+        pack(page, page.table_end)
 
 
-def extend_table(page: AdminPage, n_records: int) -> None:
-    """Makes the table `n_records` long where it lies; data that is in the way moves.
+def extend_table(page: AdminPage, n_records: int, n_pages: int = 0) -> None:
+    """Makes the table `n_records` long, where it lies if that can be; data in the way moves.
 
-    ModuleError for a number that is smaller than now or that the format can't hold, OutOfSpace if
-    there is no room.
+    The owners of `n_pages` pages keep their room if that is more than the module has. ModuleError
+    for a number that is smaller than now or that the format can't hold, OutOfSpace if there is no
+    room.
     """
     if not page.n_records <= n_records <= MAX_RECORDS:
         what = f"a table of {page.n_records} records grows to at most {MAX_RECORDS}"
@@ -49,9 +58,13 @@ def extend_table(page: AdminPage, n_records: int) -> None:
         moved = clear_below(page, page.recs_off + n_records * RECORD.size)
         _set_length(page, n_records)
         if moved:
-            compact(page)
+            pack(page, page.table_end)
 
-    rehearsed(page, [extend])
+    def compact_and_extend(page: AdminPage) -> None:
+        compact(page, n_pages)
+        extend(page)
+
+    rehearsed(page, [extend, compact_and_extend])
 
 
 def raise_table(recs_off: int) -> list[Callable[[AdminPage], None]]:
@@ -62,9 +75,9 @@ def raise_table(recs_off: int) -> list[Callable[[AdminPage], None]]:
     if that is not enough either, the table stays in the third place, which wastes some bytes.
     """
     return [
-        lambda page: _move_table(page, recs_off, cut=False),
-        lambda page: _move_table(page, recs_off, cut=True),
-        lambda page: _move_table(page, _behind(page, recs_off), cut=True),
+        lambda page: _raise_table(page, recs_off, cut=False),
+        lambda page: _raise_table(page, recs_off, cut=True),
+        lambda page: _raise_table(page, _behind(page, recs_off), cut=True),
     ]
 
 
@@ -96,14 +109,18 @@ def clear_below(page: AdminPage, floor: int) -> bool:
     return bool(low)
 
 
+def _raise_table(page: AdminPage, recs_off: int, cut: bool) -> None:
+    if page.recs_off < recs_off:
+        _move_table(page, recs_off, cut)
+
+
 def _move_table(page: AdminPage, recs_off: int, cut: bool) -> None:
-    if page.recs_off >= recs_off:
-        return
+    """Moves the table up or down, by way of a third place if its old and new one overlap."""
     n_records = page.n_records
     if cut:
         _cut_unused(page)
     old, size = page.recs_off, page.n_records * RECORD.size
-    third = None if recs_off >= old + size else recs_off + size
+    third = max(old, recs_off) + size if abs(recs_off - old) < size else None
     end = recs_off + n_records * RECORD.size
     moved = clear_below(page, max(end, 0 if third is None else third + size))
     if third is not None:
@@ -114,9 +131,11 @@ def _move_table(page: AdminPage, recs_off: int, cut: bool) -> None:
     if third is not None:
         page.zero(third, size)
     page.zero(old, min(size, recs_off - old))
+    leftover = max(old, recs_off + size)
+    page.zero(leftover, min(old + size, PAGE_SIZE) - leftover)
     _set_length(page, n_records)
     if moved:
-        compact(page)
+        pack(page, page.table_end)
 
 
 def _behind(page: AdminPage, recs_off: int) -> int:

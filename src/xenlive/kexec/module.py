@@ -213,7 +213,7 @@ class KexecModule:
     # Its own size and order.
 
     def compact(self) -> int:
-        """Closes gaps between the records' data; bytes for new records after that.
+        """Closes gaps between owners, table and records' data; bytes for new records after that.
 
         Records keep index, type and bytes. What can't be moved without a moment of risk stays.
         """

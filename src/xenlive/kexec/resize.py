@@ -11,10 +11,10 @@ boundary between the two forms of the owners:
 
 The boundary moves by at most k positions at a time: the owners are copied, then the boundary is
 stored. The copy's source is never among its targets, so a step that was cut off is simply done
-again. The highest bit of the boundary says which way it moves; to turn round, the step in progress
-is finished first. `n_pages` changes when the boundary is at its end, and the deletion of the record
-is the last word: until then either size is a way to look at the module, and `finish` gives the one
-that is asked for.
+again. Where both forms are the same, the boundary moves on without a copy. The highest bit of the
+boundary says which way it moves; to turn round, the step in progress is finished first. `n_pages`
+changes when the boundary is at its end, and the deletion of the record is the last word: until then
+either size is a way to look at the module, and `finish` gives the one that is asked for.
 
 While the journal is there, the free pages belong to it. A kernel that knows only the posted format
 and meets it sees a sound module in which no page is free, and so takes none that is in use.
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from xenlive.kexec.adminpage import AdminPage
 
 _BOUNDARY = RESIZE.offset_of("boundary")
+
+# How many positions are looked at, whether they are the same in both forms.
+_SKIPS = (256, 16)
 
 
 class Resize:
@@ -124,7 +127,7 @@ def _shift(page: AdminPage, n_pages: int) -> None:
     owners = page.owners()
     k = n_pages - before
     after = bytes([PAGE_FREE]) * k + owners if k > 0 else owners[-k:]
-    both = min(before, n_pages)
+    both, large = min(before, n_pages), max(before, n_pages)
     if after[:both] == owners[:both]:
         page.set_owners(both, after[both:])
         page.set_n_pages(n_pages)
@@ -132,13 +135,13 @@ def _shift(page: AdminPage, n_pages: int) -> None:
         return
     n_records = page.n_records
     if RECORD_NONE not in page.types() and n_records < MAX_RECORDS:
-        extend_table(page, n_records + 1)
+        extend_table(page, n_records + 1, large)
     if page.data_end + RESIZE.size > PAGE_SIZE:
-        compact(page)
+        compact(page, large)
     # A shrink begins as a growth that has come to its end, and turns round once all free pages are
     # held: until then a kernel that knows no journal may take one of those that are to go.
     boundary = n_pages if k > 0 else 0
-    journal = RESIZE.pack(RESIZE_MAGIC, both, max(before, n_pages), boundary)
+    journal = RESIZE.pack(RESIZE_MAGIC, both, large, boundary)
     page.add(RECORD_RESIZE, journal)
     finish(page, n_pages)
     if n_records < page.n_records:
@@ -161,31 +164,49 @@ def _turn(page: AdminPage, journal: Resize, shrinking: bool) -> None:
     if journal.shrinking != shrinking:
         _step(page, journal)
         journal.shrinking = shrinking
-        _store_boundary(page, journal)
+        _store_boundary(page, journal, journal.boundary)
 
 
 def _step(page: AdminPage, journal: Resize) -> bool:
     """Moves the boundary by one step, or the rest of one; False if it was at its end."""
-    k, boundary = journal.step, journal.boundary
-    if journal.shrinking:
-        if boundary == journal.n_large:
-            return False
-        journal.boundary = min(boundary + k, journal.n_large)
-        end = min(journal.boundary, journal.n_small)
-        if end > boundary:
-            page.set_owners(boundary, page.read(PG2REC_OFFSET + boundary + k, end - boundary))
-    else:
-        if boundary == 0:
-            return False
-        journal.boundary = max(boundary - k, 0)
-        n_new = min(max(k - journal.boundary, 0), boundary - journal.boundary)
-        first = journal.boundary + n_new
-        moved = page.read(PG2REC_OFFSET + first - k, boundary - first)
-        page.set_owners(journal.boundary, bytes([journal.index]) * n_new + moved)
-    _store_boundary(page, journal)
-    return True
+    step = _shrink_by if journal.shrinking else _grow_by
+    if journal.boundary == (journal.n_large if journal.shrinking else 0):
+        return False
+    for n in _SKIPS:
+        if n > journal.step and step(page, journal, n, False):
+            return True
+    return step(page, journal, journal.step, True)
 
 
-def _store_boundary(page: AdminPage, journal: Resize) -> None:
+def _grow_by(page: AdminPage, journal: Resize, n: int, store: bool) -> bool:
+    """Brings up to `n` positions into the large form; without `store` only if they have it."""
+    k, end = journal.step, journal.boundary
+    first = max(end - n, 0)
+    n_new = min(max(k - first, 0), end - first)
+    source = PG2REC_OFFSET + first + n_new - k
+    owners = bytes([journal.index]) * n_new + page.read(source, end - first - n_new)
+    return _bring(page, journal, first, owners, store) and _store_boundary(page, journal, first)
+
+
+def _shrink_by(page: AdminPage, journal: Resize, n: int, store: bool) -> bool:
+    """Brings up to `n` positions into the small form; without `store` only if they have it."""
+    k, first = journal.step, journal.boundary
+    end = min(first + n, journal.n_small)
+    owners = page.read(PG2REC_OFFSET + first + k, max(end - first, 0))
+    # Behind the last page of the small form there is nothing to be done.
+    boundary = end if end < journal.n_small else journal.n_large
+    return _bring(page, journal, first, owners, store) and _store_boundary(page, journal, boundary)
+
+
+def _bring(page: AdminPage, journal: Resize, first: int, owners: bytes, store: bool) -> bool:
+    if store:
+        page.set_owners(first, owners)
+        return True
+    return page.read(PG2REC_OFFSET + first, len(owners)) == owners
+
+
+def _store_boundary(page: AdminPage, journal: Resize, boundary: int) -> bool:
     direction = RESIZE_SHRINKING if journal.shrinking else 0
-    page.store_u16(journal.offset + _BOUNDARY, journal.boundary | direction)
+    page.store_u16(journal.offset + _BOUNDARY, boundary | direction)
+    journal.boundary = boundary
+    return True
