@@ -145,7 +145,7 @@ def _in_flight(case: ModuleCase, rng: Random) -> None:
     large_form = bytes([unused[0]]) * k + small_form
     boundary = rng.choice((rng.randrange(large + 1), 0, large - k, large, large + 1))
     mixed = small_form[:boundary].ljust(boundary, b"\xff") + large_form[boundary:]
-    case.page[14 : 14 + large] = mixed
+    case.page[14 : 14 + large] = mixed[:large]
     direction = rng.choice((0, RESIZE_SHRINKING))
     journal = RESIZE.pack(RESIZE_MAGIC, large - k, large, boundary | direction)
     case.page[data_at : data_at + len(journal)] = journal
