@@ -221,6 +221,18 @@ def test_room_that_a_smaller_module_left_is_used() -> None:
     assert (grown.recs_off, grown.data_end) == (14 + 3504, 3592)
 
 
+@pytest.mark.parametrize(("before", "after"), [(3999, 3998), (3999, 3899), (3998, 3999)])
+def test_unused_entries_make_room_for_the_journal(before: int, after: int) -> None:
+    """4000 pages and a record of 16 bytes leave 2 bytes; the entries of 15 records are unused."""
+    owners = b"\xff" * 100 + b"\0" * 17
+    page = page_of(before, [(4078, 1, b"0123456789abcdef")], 4014, owners=owners)
+    stores = recorded_page(page, lambda page: resize(page, after))
+    keeps_all(stores, (before, after), some=60)
+    assert opened(stores.after).n_records == 16
+    lengths = [int.from_bytes(moment[10:12], "little") for moment in stores.pages()]
+    assert set(lengths) == {16, 2}
+
+
 def test_limits_of_growing() -> None:
     _, module = module_of(18)
     low = MemoryMap(

@@ -81,6 +81,14 @@ def raise_table(recs_off: int) -> list[Callable[[AdminPage], None]]:
     ]
 
 
+def cut_table(page: AdminPage) -> None:
+    """Takes unused entries off the table's end until just one entry is unused, if there is one."""
+    n_records = _used_length(page)
+    if RECORD_NONE not in page.types()[:n_records]:
+        n_records += 1
+    _cut(page, n_records)
+
+
 def pack(page: AdminPage, floor: int) -> None:
     """Moves all data that lies above `floor` down towards it, as far as that is without risk."""
     while _pack_once(page, floor):
@@ -118,7 +126,7 @@ def _move_table(page: AdminPage, recs_off: int, cut: bool) -> None:
     """Moves the table up or down, by way of a third place if its old and new one overlap."""
     n_records = page.n_records
     if cut:
-        _cut_unused(page)
+        _cut(page, _used_length(page))
     old, size = page.recs_off, page.n_records * RECORD.size
     third = max(old, recs_off) + size if abs(recs_off - old) < size else None
     end = recs_off + n_records * RECORD.size
@@ -150,8 +158,8 @@ def _used_length(page: AdminPage) -> int:
     return len(page.types().rstrip(bytes([RECORD_NONE])))
 
 
-def _cut_unused(page: AdminPage) -> None:
-    n_records, end = _used_length(page), page.table_end
+def _cut(page: AdminPage, n_records: int) -> None:
+    end = page.table_end
     if n_records < page.n_records:
         page.set_n_records(n_records)
         page.zero(page.table_end, end - page.table_end)

@@ -39,7 +39,7 @@ from xenlive.abi.kexec_module import (
     fresh_recs_off,
 )
 from xenlive.kexec.adminpage import rehearsed
-from xenlive.kexec.arrange import compact, extend_table, raise_table
+from xenlive.kexec.arrange import compact, cut_table, extend_table, pack, raise_table
 from xenlive.memory.address import PAGE_SIZE
 
 TYPE_CHECKING = False
@@ -77,17 +77,11 @@ def resize(page: AdminPage, n_pages: int) -> None:
 
     OutOfSpace, and nothing was changed, if the page has no room for it.
     """
-    if n_pages < page.n_pages:
-        rehearsed(page, [lambda page: _shift(page, n_pages)])
-        return
-    if page.recs_off >= PG2REC_OFFSET + n_pages:
-        ways: list[Callable[[AdminPage], None]] = [lambda page: _shift(page, n_pages)]
-    else:
-        ways = [
-            lambda page, way=way: _raise_and_shift(page, n_pages, way)  # type: ignore[misc]
-            for way in raise_table(fresh_recs_off(n_pages))
-        ]
-    rehearsed(page, ways)
+    prepared: list[Callable[[AdminPage], None]] = [lambda page: None]
+    if page.recs_off < PG2REC_OFFSET + n_pages:
+        prepared = raise_table(fresh_recs_off(n_pages))
+    shifts = (_shift, _shift_with_short_table)
+    rehearsed(page, [_way(prepare, shift, n_pages) for shift in shifts for prepare in prepared])
 
 
 def find_resize(page: AdminPage) -> Resize | None:
@@ -117,9 +111,23 @@ def finish(page: AdminPage, n_pages: int) -> None:
     page.drop(page.entry(journal.index))
 
 
-def _raise_and_shift(page: AdminPage, n_pages: int, way: Callable[[AdminPage], None]) -> None:
-    way(page)
+def _way(
+    prepare: Callable[[AdminPage], None], shift: Callable[[AdminPage, int], None], n_pages: int
+) -> Callable[[AdminPage], None]:
+    def way(page: AdminPage) -> None:
+        prepare(page)
+        shift(page, n_pages)
+
+    return way
+
+
+def _shift_with_short_table(page: AdminPage, n_pages: int) -> None:
+    """In a page without room for the journal, unused entries of the table make some meanwhile."""
+    n_records = page.n_records
+    cut_table(page)
+    pack(page, page.table_end)
     _shift(page, n_pages)
+    extend_table(page, n_records)
 
 
 def _shift(page: AdminPage, n_pages: int) -> None:
