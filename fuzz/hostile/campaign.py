@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -177,6 +178,8 @@ def report(result: Result) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command; 1 if anything was found."""
+    # Ended by a signal, it takes its workers with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description="Attacks the product with hostile input.")
     parser.add_argument(
         "--target", action="append", metavar="NAME", help=f"[all of {', '.join(TARGETS)}]"

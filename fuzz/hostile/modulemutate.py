@@ -129,7 +129,7 @@ def _owners(case: ModuleCase, rng: Random) -> None:
 def _in_flight(case: ModuleCase, rng: Random) -> None:
     """A journal of a resize, with the owners as they are when its boundary is anywhere."""
     n_pages, n_records, recs_off = _numbers(case.page)
-    if recs_off + 4 * n_records > PAGE_SIZE:
+    if recs_off + 4 * n_records > PAGE_SIZE or n_pages > PAGE_SIZE:
         return
     table = entries(bytes(case.page))
     unused = [index for index, _, type_, _ in table if not type_]
