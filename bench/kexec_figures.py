@@ -4,7 +4,8 @@
 
 All runs on one CPU. Each round measures everything once, one after the other, so that what
 disturbs the machine for a while disturbs no figure more than others; what counts is the median of
-the rounds. A figure is of one operation, made long enough to be timed by repeating it.
+the rounds. A figure is of one operation, made long enough to be timed by repeating it. Time is CPU
+time of this process: on a quiet machine that is what passes, on a busy one it stays the same.
 
 **Invariants.** Every figure is measured in this run. Reading a file and scanning it are measured
 on the same file, next to each other, with all of it in memory already.
@@ -150,23 +151,23 @@ class Figures:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes: the mean of as many as take long enough together."""
+    """CPU seconds that a call takes: the mean of as many as take long enough together."""
     count, took_s = 1, 0.0
     while True:
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         for _ in range(count):
             call()
-        took_s = time.perf_counter() - began_s
+        took_s = time.process_time() - began_s
         if took_s >= ENOUGH_S:
             return took_s / count
         count *= 2
 
 
 def timed_once(call: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
-    began_s = time.perf_counter()
+    """CPU seconds that one call takes."""
+    began_s = time.process_time()
     call()
-    return time.perf_counter() - began_s
+    return time.process_time() - began_s
 
 
 def single_pages_ns(size: int) -> float:
