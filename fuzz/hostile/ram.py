@@ -33,6 +33,7 @@ class HostileRam:
         os.ftruncate(self._fd, RAM_BYTES)
         self._map = mmap.mmap(self._fd, RAM_BYTES)
         self.memory = GuestMemory([(RAM_START, self._map)])
+        self.readonly = GuestMemory([(RAM_START, memoryview(self._map).toreadonly())])
         #: Set by who reads other pages; `reset` takes it back.
         self.was_read = False
         self.map = MemoryMap([MemoryRange(RAM_START, RAM_BYTES, E820_RAM)])
