@@ -49,6 +49,8 @@ from xenlive.memory.address import PAGE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Buffer
 
 
@@ -79,29 +81,48 @@ def verify(admin_page: Buffer, size_bytes: int) -> list[Problem]:
 
     The page is copied before anything is looked at: what is checked can't change underneath.
     """
-    page = bytes(admin_page)
+    return list(_problems(bytes(admin_page), size_bytes))
+
+
+def first_problem(admin_page: Buffer, size_bytes: int) -> Problem | None:
+    """The first of the problems that `verify` names, None for a sound module.
+
+    It looks no further than that: a search may meet many pages that only begin like a module's.
+    """
+    return next(_problems(bytes(admin_page), size_bytes), None)
+
+
+def _problems(page: bytes, size_bytes: int) -> Iterator[Problem]:
     if size_bytes <= 0 or size_bytes % PAGE_SIZE or len(page) != PAGE_SIZE:
-        return [Problem("bad-size", f"a size of {size_bytes} is no whole number of pages", 0)]
+        yield Problem("bad-size", f"a size of {size_bytes} is no whole number of pages", 0)
+        return
     if page[: len(EYE_CATCHER)] != EYE_CATCHER:
         found = ascii(page[: len(EYE_CATCHER)])[1:]
-        return [Problem("bad-eye-catcher", f"{found} stands where 'KexecMem' should", 0)]
+        yield Problem("bad-eye-catcher", f"{found} stands where 'KexecMem' should", 0)
+        return
     _, n_pages, n_records, recs_off = HEADER.unpack(page)
-    expected = size_bytes // PAGE_SIZE - 1
     journals = _journals(page, n_records, recs_off)
-    problems = _header_problems(n_pages, n_records, expected, journals)
-    if problems:
-        return problems
+    header = _header_problems(n_pages, n_records, size_bytes // PAGE_SIZE - 1, journals)
+    if header:
+        yield from header
+        return
     table_end = recs_off + n_records * RECORD.size
     table = _table_problem(n_pages, recs_off, table_end)
     if table:
-        return [table]
+        yield table
+        return
     records = [RECORD.unpack(page, recs_off + i * RECORD.size) for i in range(n_records)]
-    problems = _record_problems(records, recs_off, table_end)
-    problems += _journal_problems(journals, n_pages, recs_off)
     owners = page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages]
-    if journals and not problems:
+    in_order = True
+    for problem in _record_problems(records, recs_off, table_end):
+        in_order = False
+        yield problem
+    for problem in _journal_problems(journals, n_pages, recs_off):
+        in_order = False
+        yield problem
+    if journals and in_order:
         owners = journals[0].owners(page)
-    return problems + _owner_problems(owners, records)
+    yield from _owner_problems(owners, records)
 
 
 class _Journal:
@@ -194,8 +215,7 @@ def _table_problem(n_pages: int, recs_off: int, table_end: int) -> Problem | Non
 
 def _record_problems(
     records: list[tuple[int, int, int]], recs_off: int, table_end: int
-) -> list[Problem]:
-    problems = []
+) -> Iterator[Problem]:
     used = []
     for index, (offset, type_, size) in enumerate(records):
         where = recs_off + index * RECORD.size
@@ -203,10 +223,10 @@ def _record_problems(
             continue
         if offset < table_end:
             message = f"record {index} lies at {offset}, the table ends at {table_end}"
-            problems.append(Problem("record-over-table", message, where))
+            yield Problem("record-over-table", message, where)
         if offset + size > PAGE_SIZE:
             message = f"record {index} ends at {offset + size}, the page at {PAGE_SIZE}"
-            problems.append(Problem("record-outside", message, where))
+            yield Problem("record-outside", message, where)
         if size:
             used.append((offset, offset + size, index))
     used.sort()
@@ -215,22 +235,19 @@ def _record_problems(
         if offset < reach:
             message = f"record {index} at {offset} lies inside record {reach_index}"
             where = recs_off + index * RECORD.size
-            problems.append(Problem("records-overlap", message, where))
+            yield Problem("records-overlap", message, where)
         if end > reach:
             reach, reach_index = end, index
-    return problems
 
 
-def _owner_problems(owners: bytes, records: list[tuple[int, int, int]]) -> list[Problem]:
-    problems = []
+def _owner_problems(owners: bytes, records: list[tuple[int, int, int]]) -> Iterator[Problem]:
     used = [index for index, (_, type_, _) in enumerate(records) if type_ != RECORD_NONE]
     for owner in sorted(set(owners.translate(None, bytes([*used, PAGE_FREE])))):
         pages = owners.count(owner)
         where = PG2REC_OFFSET + owners.index(owner)
         if owner >= len(records):
             message = f"{pages} pages belong to record {owner} of {len(records)}"
-            problems.append(Problem("owner-out-of-range", message, where))
+            yield Problem("owner-out-of-range", message, where)
         else:
             message = f"{pages} pages belong to record {owner}, which is unused"
-            problems.append(Problem("owner-without-record", message, where))
-    return problems
+            yield Problem("owner-without-record", message, where)
