@@ -124,7 +124,7 @@ def _check_finding(found: StartInfo, memory: GuestMemory) -> str:
         module.release()
         word = "start info, module found"
     taken = found.reserved()
-    survivor = find.find_surviving_module(memory, found.memmap, taken)
+    survivor = find.find_surviving_module(memory, found.memmap, taken, None, lambda module: True)
     if survivor is not None:
         page = memory.read(survivor.admin_address, PAGE_SIZE)
         expect(is_sound(page, survivor.size_bytes), "a survivor is sound")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vectors import minios
 
+from xenlive.abi.kexec_module import HEADER, RECORD
 from xenlive.kexec import KexecModule
-from xenlive.kexec.find import find_kexec_module, find_surviving_module
-from xenlive.kexec.start_info import build_start_info, parse_start_info
+from xenlive.kexec.find import (
+    find_kexec_module,
+    find_surviving_module,
+)
+from xenlive.kexec.start_info import StartInfo, build_start_info, parse_start_info
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
@@ -103,6 +109,69 @@ class TestStartInfo:
         assert module is not None
         assert (module.address, why) == (self.SECOND, "")
 
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_one_with_records_is_preferred_to_one_without(self, order: tuple[int, int]) -> None:
+        """Fourteen bytes are enough for a sound module; nobody hands over an empty one for long."""
+        sound, empty = self.image(), HEADER.pack(EYE, 0, 0, 14).ljust(PAGE_SIZE, b"A")
+        modules = [(int(self.ADDRESS), PAGE_SIZE, 0), (int(self.SECOND), len(sound), 0)]
+        module, why = self.handed(empty, [modules[place] for place in order], sound)
+        assert module is not None
+        assert (module.address, why) == (self.SECOND, "")
+
+    def test_the_first_of_two_empty_ones_wins(self) -> None:
+        empty = HEADER.pack(EYE, 0, 0, 14).ljust(PAGE_SIZE, b"A")
+        modules = [(int(self.SECOND), PAGE_SIZE, 0), (int(self.ADDRESS), PAGE_SIZE, 0)]
+        module, why = self.handed(empty, modules, empty)
+        assert module is not None
+        assert (module.address, why) == (self.SECOND, "")
+
+    def test_one_that_is_passed_over_is_left_alone(self) -> None:
+        """What an unfinished change left in a module is put in order by whoever uses it only."""
+        left = bytearray(HEADER.pack(EYE, 0, 1, 14).ljust(PAGE_SIZE, b"A"))
+        left[14:18] = RECORD.pack(100, 0, 50)
+        memory = GuestMemory([(0x10000, left), (0x40000, self.image())])
+        modules = [(0x10000, PAGE_SIZE, 0), (0x40000, len(self.image()), 0)]
+        before = bytes(left)
+        module, _ = find_kexec_module(StartInfo(RAM, modules), memory)
+        assert module is not None
+        assert (module.address, bytes(left)) == (0x40000, before)
+        module, _ = find_kexec_module(StartInfo(RAM, modules[:1]), memory)
+        assert module is not None
+        assert bytes(left[100:150]) == bytes(50)
+
+    @pytest.mark.parametrize(
+        ("reserved", "block", "used"),
+        [
+            ([], [], True),
+            ([(0, 0x10000), (0x22000, 1), (0x11000, 0)], [(0xFFFF, 1)], True),
+            ([(0, 0x10001)], [], False),
+            ([(0x21FFF, 1 << 62)], [], False),
+            ([(0x18000, 1)], [], False),
+            ([], [(0x21FFF, 56)], False),
+            ([], [(0x1000, 8), (0x10000, 8)], False),
+        ],
+    )
+    def test_none_that_reaches_into_what_is_in_use(
+        self, reserved: list[tuple[int, int]], block: list[tuple[int, int]], used: bool
+    ) -> None:
+        """The running kernel's image, or the start info's own block: of that it says so itself."""
+        image = self.image()
+        memory = GuestMemory([(0x10000, image), (0x40000, self.image())])
+        modules = [(0x10000, len(image), 0), (0x40000, len(image), 0)]
+        module, why = find_kexec_module(StartInfo(RAM, modules, block=block), memory, reserved)
+        assert module is not None or reserved == [(0x21FFF, 1 << 62)]
+        if module is not None:
+            assert module.address == (0x10000 if used else 0x40000)
+        assert why.startswith("" if used else "module at 0x10000: module-in-use: it reaches into")
+        assert bool(why) != used
+
+    def test_memory_that_is_no_ram_by_the_map_is_as_good(self) -> None:
+        """As for the posted code: who hands a module over knows where it lies."""
+        memory = GuestMemory([(1 << 32, self.image())])
+        modules = [(1 << 32, len(self.image()), 0)]
+        module, why = find_kexec_module(StartInfo(RAM, modules), memory)
+        assert (module is not None, why) == (True, "")
+
     def test_all_of_ours_unsound(self) -> None:
         broken = self.image()
         broken[-PAGE_SIZE + 8] ^= 1
@@ -138,6 +207,16 @@ class TestStartInfo:
 RAM_BYTES = 64 * PAGE_SIZE
 
 
+def search(
+    memory: GuestMemory,
+    memmap: MemoryMap,
+    reserved: Iterable[tuple[int, int]] = (),
+    populated: Iterable[tuple[int, int]] | None = None,
+) -> KexecModule | None:
+    """The highest sound one, whatever is in it."""
+    return find_surviving_module(memory, memmap, reserved, populated, lambda module: True)
+
+
 class TestSurvivors:
     """One module or more in 64 pages of RAM that nobody names."""
 
@@ -148,7 +227,7 @@ class TestSurvivors:
         return MemoryMap([MemoryRange(0, end, E820_RAM)])
 
     def test_none(self) -> None:
-        assert find_surviving_module(self.memory(), self.ram()) is None
+        assert search(self.memory(), self.ram()) is None
 
     @pytest.mark.parametrize(("first", "n_pages"), [(46, 18), (0, 18), (63, 1), (0, 64), (7, 2)])
     def test_wherever_it_lies(self, first: int, n_pages: int) -> None:
@@ -156,7 +235,7 @@ class TestSurvivors:
         made = KexecModule.create(memory, PhysAddr(first * PAGE_SIZE), n_pages)
         made.add_record(1, b"what it holds")
         before = memory.read(PhysAddr(0), RAM_BYTES)
-        found = find_surviving_module(memory, self.ram())
+        found = search(memory, self.ram())
         assert found is not None
         assert (found.address, found.size_bytes) == (made.address, made.size_bytes)
         assert found.read_record(0) == b"what it holds"
@@ -166,7 +245,7 @@ class TestSurvivors:
         memory = self.memory()
         KexecModule.create(memory, PhysAddr(10 * PAGE_SIZE), 4)
         upper = KexecModule.create(memory, PhysAddr(20 * PAGE_SIZE), 4)
-        found = find_surviving_module(memory, self.ram())
+        found = search(memory, self.ram())
         assert found is not None
         assert found.address == upper.address
 
@@ -179,7 +258,7 @@ class TestSurvivors:
         memory.write(PhysAddr(40 * PAGE_SIZE), EYE)
         memory.write(PhysAddr(41 * PAGE_SIZE), EYE + b"\xff\xff")
         memory.write(PhysAddr(63 * PAGE_SIZE + 8), EYE)
-        found = find_surviving_module(memory, self.ram())
+        found = search(memory, self.ram())
         assert found is not None
         assert found.address == lower.address
 
@@ -200,7 +279,7 @@ class TestSurvivors:
     ) -> None:
         memory = self.memory()
         KexecModule.create(memory, PhysAddr(20 * PAGE_SIZE), 4)
-        found = find_surviving_module(memory, self.ram(), [reserved])
+        found = search(memory, self.ram(), [reserved])
         assert (found is not None) == survives
 
     @pytest.mark.parametrize(
@@ -220,13 +299,13 @@ class TestSurvivors:
     def test_only_in_ram(self, ranges: list[tuple[int, int, int]], survives: bool) -> None:
         memory = self.memory()
         KexecModule.create(memory, PhysAddr(20 * PAGE_SIZE), 4)
-        found = find_surviving_module(memory, MemoryMap(MemoryRange(*each) for each in ranges))
+        found = search(memory, MemoryMap(MemoryRange(*each) for each in ranges))
         assert (found is not None) == survives
 
     def test_a_map_of_more_than_the_memory_there_is(self) -> None:
         memory = self.memory()
         KexecModule.create(memory, PhysAddr(60 * PAGE_SIZE), 4)
-        assert find_surviving_module(memory, self.ram(1 << 40)) is not None
+        assert search(memory, self.ram(1 << 40)) is not None
 
     @pytest.mark.parametrize(
         ("base", "survives"),
@@ -235,26 +314,26 @@ class TestSurvivors:
     def test_only_below_4_gib(self, base: int, survives: bool) -> None:
         memory = GuestMemory([(base, bytearray(4 * PAGE_SIZE))])
         KexecModule.create(memory, PhysAddr(base), 4)
-        found = find_surviving_module(memory, self.ram(5 << 30))
+        found = search(memory, self.ram(5 << 30))
         assert (found is not None) == survives
 
     def test_pages_that_were_never_written_are_not_looked_at(self) -> None:
         memory = self.memory()
         KexecModule.create(memory, PhysAddr(20 * PAGE_SIZE), 4)
         upper = KexecModule.create(memory, PhysAddr(40 * PAGE_SIZE), 4)
-        everywhere = find_surviving_module(memory, self.ram())
+        everywhere = search(memory, self.ram())
         assert everywhere is not None
         assert everywhere.address == upper.address
-        low = find_surviving_module(memory, self.ram(), populated=[(23 * PAGE_SIZE + 5, 1)])
+        low = search(memory, self.ram(), populated=[(23 * PAGE_SIZE + 5, 1)])
         assert low is not None
         assert low.address == 20 * PAGE_SIZE
-        assert find_surviving_module(memory, self.ram(), populated=[]) is None
+        assert search(memory, self.ram(), populated=[]) is None
 
     def test_among_more_pages_than_are_read_at_a_time(self) -> None:
         memory = GuestMemory([(0, bytearray(3000 * PAGE_SIZE))])
         for first in (0, 1023, 1976, 2999):
             made = KexecModule.create(memory, PhysAddr(first * PAGE_SIZE), 1)
-            found = find_surviving_module(memory, self.ram(3000 * PAGE_SIZE))
+            found = search(memory, self.ram(3000 * PAGE_SIZE))
             assert found is not None
             assert found.address == made.address
 
@@ -291,14 +370,11 @@ def test_whatever_is_in_memory_the_highest_sound_module_is_found(
                 continue
             if taken.isdisjoint(range(first, last + 1)) and is_sound(page, size):
                 expected = expected or (first * PAGE_SIZE, size)
-    found = find_surviving_module(memory, MemoryMap([MemoryRange(0, RAM_BYTES, 1)]), reserved)
+    found = search(memory, MemoryMap([MemoryRange(0, RAM_BYTES, 1)]), reserved)
     assert (None if found is None else (found.address, found.size_bytes)) == expected
 
 
 def is_sound(page: bytes, size: int) -> bool:
     """Whether a module of `size` bytes with this administration page attaches, by itself."""
     alone = GuestMemory([(0, bytes(size - PAGE_SIZE) + page)])
-    modules = build_start_info(PLACE, RAM, [(0, size)])
-    memory = GuestMemory([(PLACE, bytearray(modules))])
-    start_info = parse_start_info(memory, PLACE)
-    return find_kexec_module(start_info, alone)[0] is not None
+    return find_kexec_module(StartInfo(RAM, [(0, size, 0)]), alone)[0] is not None

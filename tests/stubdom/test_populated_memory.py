@@ -51,7 +51,9 @@ def test_a_search_takes_no_memory_that_was_not_taken(ram: int) -> None:
         memory = GuestMemory([(0, mapping)])
         memmap = MemoryMap([MemoryRange(0, SIZE, E820_RAM)])
         memory.write(PhysAddr(0x100000), b"start info")
-        KexecModule.create(memory, PhysAddr(0x200000), 4).release()
+        made = KexecModule.create(memory, PhysAddr(0x200000), 4)
+        made.add_record(0x77, b"there")
+        made.release()
         taken = os.fstat(ram).st_blocks
         found = find_surviving_module(memory, memmap, [], _data_runs(ram, SIZE))
         assert found is not None

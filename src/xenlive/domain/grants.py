@@ -83,6 +83,20 @@ class GrantTable:
             raise IndexError(f"no grant reference {ref}")
         return _parts(self._entries[ref])
 
+    def frames(self) -> set[Frame]:
+        """The frames of all pages that anybody was given access to."""
+        return {Frame(self._frames[ref * 2 + 1]) for ref in self._active(0)}
+
+    def end_unused(self, keep: Iterable[int] = ()) -> None:
+        """Takes back all grants that nobody uses, but for reserved ones and those of `keep`."""
+        kept = set(keep)
+        for ref in self._active(RESERVED_REFS):
+            if ref not in kept:
+                self.end_access(ref)
+
+    def _active(self, first: int) -> list[int]:
+        return [ref for ref in range(first, self.n_refs) if self._flags[ref * 4]]
+
     def end_access(self, ref: int) -> bool:
         """Takes a grant back; False, and nothing is changed, while the other domain uses it."""
         if not RESERVED_REFS <= ref < self.n_refs:

@@ -241,6 +241,27 @@ def validate_device(
     _validate_indices("in", interface[IN_CONS], cons, interface[IN_PROD] - cons, 0)
 
 
+def find_granted_device(
+    memory: GuestMemory, module: KexecModule, grants: GrantTable, backend_domid: int = 0
+) -> int:
+    """The first 9PFS record of a module nobody vouches for that the grant table bears out.
+
+    Its references lead to its own pages, all of them, as `take_over_device` asks; ring indices and
+    event channel are not looked at. What a client writes can get into a page of the module's, but
+    not into the grant table. BootError: 9pfs-no-record, or why the first one is not to be believed.
+    """
+    refused: BootError | None = None
+    for record in module.records():
+        if record.type == RECORD_TYPE_9PFS and any(module.read_record(record.index)):
+            try:
+                _follow_record(memory, module, record.index, grants, backend_domid)
+            except BootError as error:
+                refused = refused or error
+            else:
+                return record.index
+    raise refused or BootError("9pfs-no-record", "it has no 9pfs device that was ever connected")
+
+
 class _Handed:
     """What a record leads to, checked but for indices and port: `refs` begins with `ring_ref`."""
 

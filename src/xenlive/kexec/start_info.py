@@ -70,6 +70,11 @@ class StartInfo:
         """
         return self._block + [(paddr, size) for paddr, size, _ in self.modules]
 
+    @property
+    def block(self) -> list[tuple[int, int]]:
+        """Address and size in bytes of the parts of the block itself, as it was parsed."""
+        return list(self._block)
+
 
 def build_start_info(
     address: PhysAddr,
@@ -82,11 +87,11 @@ def build_start_info(
 
     A module is its paddr, size and, if it has one, cmdline_paddr.
     `memmap` goes in as it is: `MemoryMap.for_next_kernel` leaves out what is this kernel's own.
-    ConfigError for a command line with a NUL or of 4096 bytes and more, ModuleError for too many
+    ConfigError for a command line with a NUL, of 4096 bytes and more, or with characters that no
+    bytes stand for, ModuleError for too many
     modules, BadAddress for an address that is not aligned.
     """
-    line = cmdline if isinstance(cmdline, bytes) else cmdline.encode("utf-8", "surrogateescape")
-    _validate_cmdline(line)
+    line = _encode_cmdline(cmdline)
     ranges = memmap.ranges()
     if len(modules) > MAX_MODULES:
         raise ModuleError(f"a start info names at most {MAX_MODULES} modules", len(modules))
@@ -195,6 +200,19 @@ def _read(memory: GuestMemory, address: int, size: int, code: str) -> bytes:
         return memory.read(PhysAddr(address), size)
     except BadAddress as error:
         raise ImageError(code, str(error)) from None
+
+
+def _encode_cmdline(cmdline: str | bytes) -> bytes:
+    if isinstance(cmdline, bytes):
+        line = cmdline
+    else:
+        try:
+            line = cmdline.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            what = f"has a character at {error.start} that no bytes stand for"
+            raise ConfigError("kernel command line", 0, what) from None
+    _validate_cmdline(line)
+    return line
 
 
 def _validate_cmdline(line: bytes) -> None:

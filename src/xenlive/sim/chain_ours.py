@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from xenlive.sim.chain_spec import KernelSpec
 
 
+def _is_any(module: KexecModule) -> bool:
+    """A chain's RAM is all its own: what is sound there is the module, be it empty."""
+    return True
+
+
 class OursKernel:
     """One such kernel."""
 
@@ -91,7 +96,7 @@ class OursKernel:
         if module is None and why and self._world.module_is_named():
             raise Mismatch(f"a sound module was refused: {why}")
         if module is None:
-            module = find_surviving_module(self._machine.memory, info.memmap, kernel)
+            module = find_surviving_module(self._machine.memory, info.memmap, kernel, None, _is_any)
             self._world.figures["survivors"] += module is not None
         if module is None:
             module = self._create(info, kernel)
@@ -144,7 +149,8 @@ class OursKernel:
             MortalPage(view, stores).format(n_pages, FRESH_RECORDS, fresh_recs_off(n_pages))
         except Died:
             self._world.figures["deaths while creating"] += 1
-        if find_surviving_module(self._machine.memory, info.memmap, taken) is not None:
+        memory = self._machine.memory
+        if find_surviving_module(memory, info.memmap, taken, None, _is_any) is not None:
             raise Mismatch("a module was found that nobody has finished making")
 
     def _compare_start_info(self, info: StartInfo) -> None:

@@ -62,13 +62,14 @@ class StubDomain:
         "config",
         "front",
         "grants",
-        "has_survivor",
+        "has_new_module",
         "loaded",
         "machine",
         "module",
         "module_note",
         "server",
         "start_info",
+        "survivor_record",
     )
 
     def __init__(self, machine: GuestMachine, start_info: StartInfo, config: Config) -> None:
@@ -78,8 +79,10 @@ class StubDomain:
         self.config = config
         self.module: KexecModule | None = None
         self.module_note = ""
-        #: Whether the module was not handed over, but found again in memory.
-        self.has_survivor = False
+        #: Whether this kernel made the module.
+        self.has_new_module = False
+        #: The device's record in a module that was not handed over, but found again in memory.
+        self.survivor_record: int | None = None
         self.grants = GrantTable(machine.grant_frames)
         self.front: NinePFront | None = None
         self.server = XenstoreServer(now=machine.now_s)
@@ -89,6 +92,11 @@ class StubDomain:
     def is_update(self) -> bool:
         """Whether this kernel was entered by a live update."""
         return LIVE_UPDATE in self.cmdline.split()
+
+    @property
+    def has_survivor(self) -> bool:
+        """Whether the module was not handed over, but found again in memory."""
+        return self.survivor_record is not None
 
     @property
     def came_back(self) -> bool:

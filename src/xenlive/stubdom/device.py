@@ -5,8 +5,10 @@
                          it is given up, and a new one is made in its pages
     coming back          rings started over; else the device stays off, clients come first
 
-A survivor's device (`module.py`) may be as the last kernel left it or as nobody can go on from: the
-kernel in between had no idea of it. It is given up only when the backend does not use its pages.
+A survivor's device (`survivor.py`) is granted, but may be as the last kernel left it or as nobody
+can go on from: the kernel in between had no idea of it. It is given up only when the backend does
+not use its pages. Beside a new module, grants that are left over from others are taken back as soon
+as the backend uses the new device.
 
 **Invariants.** A module has at most one connected device: no new one is made beside one that could
 not be given up. Pages that a backend can still reach are given to nobody else.
@@ -43,10 +45,10 @@ def take_over_or_make_device(domain: StubDomain) -> None:
     if domain.came_back:
         _start_device_over(domain, module)
         return
-    record = _connected_record(module)
-    if record is not None and domain.has_survivor:
-        domain.front = _surviving_device(domain, module, record)
-        if domain.front is not None or not _give_up(domain, module, record):
+    survivor, record = domain.survivor_record, _connected_record(module)
+    if survivor is not None:
+        domain.front = _surviving_device(domain, module, survivor)
+        if domain.front is not None or not _give_up(domain, module, survivor):
             return
     elif record is not None:
         domain.front = NinePFront.resume(machine.memory, module, record, domain.grants, machine)
@@ -61,6 +63,10 @@ def take_over_or_make_device(domain: StubDomain) -> None:
         except OutOfSpace as error:
             # A module that is too small for the rings still works as one; the device stays off.
             machine.console(f"{_OFF}: {error}")
+        else:
+            if domain.has_new_module:
+                # The backend has let go of what it had before, if it had anything.
+                domain.grants.end_unused(domain.front.device.refs)
 
 
 def _start_device_over(domain: StubDomain, module: KexecModule) -> None:
