@@ -43,7 +43,7 @@ def check_image(data: bytes) -> str:
             return _check_open(image)
     except ImageError as error:
         expect(str(error).isprintable(), f"{error.code} has one line of text")
-        return f"{kind}: {error.code}"
+        return f"{kind}, {error.code}"
 
 
 def _check_open(image: Image) -> str:
@@ -55,12 +55,12 @@ def _check_open(image: Image) -> str:
     expect(sound == sorted(sound, reverse=True), "sound modules come first")
     if modules:
         expect(image.find_module() == modules[0], "the first of them is the one that counts")
-        return f"{image.kind}: {'sound' if sound[0] else 'a module'}"
+        return f"{image.kind}, {'sound' if sound[0] else 'a module'}"
     try:
         image.find_module()
     except ImageError as error:
         expect(error.code == "no-module", "none is no-module")
-        return f"{image.kind}: no module"
+        return f"{image.kind}, no module"
     expect(False, "find_module finds what find_modules does")
     return ""
 

@@ -110,7 +110,7 @@ def _check_plan(image: KernelImage, head: bytes, file: bytes) -> str:
     except (BadAddress, OutOfSpace) as error:
         expect(bytes(world.ram) == before, "a plan that fails changes nothing")
         return (
-            f"no plan: {error.why if isinstance(error, BadAddress) else error.what}".partition(
+            f"no plan, {error.why if isinstance(error, BadAddress) else error.what}".partition(
                 " bytes at"
             )[0]
             .partition(" handed-over")[0]

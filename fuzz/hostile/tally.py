@@ -3,7 +3,8 @@
      0 executions   u64
      8 distinct     u64, inputs whose mark was new
     16 slowest      u64, nanoseconds that the slowest input took
-    24 word[509]    u64 each: how often each of the words in `words.txt` was given
+    24 word[509]    u64 each: how often each of the words in `words.txt` was given, by what stands
+                    before a colon in it; the last counts all for which there was no room
     4096 marks      one bit for each value of a 27-bit checksum of an input
 
 Two different inputs can have the same checksum, so `distinct` is never more than the number of
@@ -37,6 +38,7 @@ class Tally:
         self._folder = folder
         self._words_path = folder / "words.txt"
         self._words: dict[str, int] = {}
+        self._known: set[str] = set()
         with open(folder / "tally", "w+b") as file:
             file.truncate(_FILE_BYTES)
             self._map = mmap.mmap(file.fileno(), _FILE_BYTES)
@@ -55,15 +57,18 @@ class Tally:
         if not self._map[byte] & bit:
             self._map[byte] |= bit
             self._counts[1] += 1
-        number = self._words.get(word)
-        new = number is None
-        if number is None:
-            number = self._words[word] = min(len(self._words), _MAX_WORDS - 1)
-            if len(self._words) < _MAX_WORDS:
-                with self._words_path.open("a") as file:
-                    file.write(word + "\n")
-        self._counts[_FIRST_WORD + number] += 1
+        self._counts[_FIRST_WORD + self._number_of(word.partition(":")[0])] += 1
+        new = word not in self._known
+        self._known.add(word)
         return new
+
+    def _number_of(self, word: str) -> int:
+        number = self._words.get(word)
+        if number is None and len(self._words) < _MAX_WORDS - 1:
+            number = self._words[word] = len(self._words)
+            with self._words_path.open("a") as file:
+                file.write(word + "\n")
+        return _MAX_WORDS - 1 if number is None else number
 
     @property
     def executions(self) -> int:
@@ -81,7 +86,9 @@ def read_tally(folder: Path) -> tuple[int, dict[str, int]]:
         return 0, {}
     if len(counts) < _FIRST_WORD + _MAX_WORDS:
         return 0, {}
-    return counts[0], {word: counts[_FIRST_WORD + at] for at, word in enumerate(words)}
+    given = {word: counts[_FIRST_WORD + at] for at, word in enumerate(words)}
+    others = counts[_FIRST_WORD + _MAX_WORDS - 1]
+    return counts[0], given | ({"others": others} if others else {})
 
 
 def slowest_ns(folder: Path) -> int:

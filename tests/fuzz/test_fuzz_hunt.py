@@ -16,7 +16,7 @@ from hostile.targets import TARGETS, load_target
 ENGINES = ["plain", "guided"] if can_guide() else ["plain"]
 ENGINE = ENGINES[-1]
 # Inputs in `make test`; a second or two each. `make fuzz` goes on for as long as it is told.
-RUNS = {"module": 1200, "start-info": 1000, "kernel": 800, "image": 250, "show": 60}
+RUNS = {"module": 1000, "start-info": 800, "kernel": 600, "image": 200, "show": 40}
 REGRESSIONS = sorted((HUNT.parent / "regressions").glob("*/*"))
 
 
@@ -86,3 +86,14 @@ def test_the_tally_counts_what_is_there(tmp_path: Path) -> None:
     assert read_tally(tmp_path / "1") == (3, {"x": 3})
     assert read_tally(tmp_path / "2") == (2, {"x": 1, "y": 1})
     assert distinct([tmp_path / "1", tmp_path / "2"]) == 3
+
+
+def test_the_tally_has_room_for_any_number_of_words(tmp_path: Path) -> None:
+    tally = Tally(tmp_path)
+    for number in range(1000):
+        assert tally.note(bytes([number % 256]), f"word {number}")
+    assert not tally.note(b"", "word 999")
+    assert tally.note(b"", "word 1: more of it")
+    executions, words = read_tally(tmp_path)
+    assert sum(words.values()) == executions == 1002
+    assert words["word 1"] == 2
