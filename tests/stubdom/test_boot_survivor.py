@@ -147,9 +147,7 @@ class TestDecoys:
         assert "9pfs-foreign-page" in console(hypervisor)
         assert works(second)
 
-    def test_another_that_covers_all_of_it_puts_both_in_doubt(
-        self, hypervisor: Hypervisor
-    ) -> None:
+    def test_another_that_covers_all_of_it_puts_both_in_doubt(self, hypervisor: Hypervisor) -> None:
         """The decoy is in a free page of the module: as good as the real one, to look at."""
         first = left(hypervisor)
         module = module_of(first)

@@ -229,7 +229,7 @@ def _headers(memory: GuestMemory, runs: list[tuple[int, int]]) -> Iterator[tuple
                 n_pages, n_records, recs_off = (numbers >> bit & _U16 for bit in (0, 16, 32))
                 table_end = recs_off + n_records * RECORD.size
                 fits = PG2REC_OFFSET + n_pages <= recs_off and table_end <= PAGE_SIZE
-                if fits and n_records <= MAX_RECORDS and n_pages * PAGE_SIZE <= page:
+                if fits and n_records <= MAX_RECORDS:
                     yield page, n_pages
             end = low
 
