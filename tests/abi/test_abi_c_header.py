@@ -109,6 +109,24 @@ def test_lines_are_ascii_and_not_too_long() -> None:
     assert max(map(len, header.splitlines())) <= 100
 
 
+def test_structures_that_are_named_are_declared() -> None:
+    header = c_header()
+    named = set(re.findall(r"\bstruct (?!type\b)(\w+)", header))
+    declared = set(re.findall(r"^struct (\w+) \{", header, flags=re.MULTILINE))
+    assert named - declared == set()
+
+
+def test_rules_for_other_implementers_are_in_it() -> None:
+    """Behind the structure's name: what the fields are held to."""
+    header = c_header()
+    for name, words in (
+        ("kexec module sealed record", ("CRC-32", "generation 0, payload, checksum")),
+        ("kexec module resize journal", ("large[j + k] = small[j]", "n_pages is stored")),
+    ):
+        comment = header[header.index(f" * {name}:") :].partition("*/")[0]
+        assert all(word in comment for word in words)
+
+
 ODD = Layout(
     "odd */ fields",
     15,

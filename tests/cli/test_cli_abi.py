@@ -17,7 +17,7 @@ TABLE = """\
        8  uint16_t  n_pages
       10  uint16_t  n_records
       12  uint16_t  recs_off
-      14  uint8_t pg2rec[n_pages]; at recs_off struct kexec_module_rec rec[n_records]
+      14  uint8_t pg2rec[n_pages]; at recs_off struct kexec_module_rec[n_records]
 
   struct kexec_module_rec: 4 bytes
        0  uint16_t  offset

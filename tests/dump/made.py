@@ -25,10 +25,14 @@ def put(data: bytearray, offset: int, value: bytes) -> None:
     data[start : start + len(value)] = value
 
 
-def module_with(*records: tuple[int, bytes, int], n_module_pages: int = 18) -> bytearray:
-    """A module with records of (type, data, number of pages)."""
+def module_with(
+    *records: tuple[int, bytes, int], n_module_pages: int = 18, n_records: int = 16
+) -> bytearray:
+    """A module with records of (type, data, number of pages), and a table of `n_records`."""
     data = bytearray(n_module_pages * PAGE_SIZE)
     module = KexecModule.create(GuestMemory([(0, data)]), PhysAddr(0), n_module_pages)
+    if n_records > module.n_records:
+        module.extend_table(n_records)
     for type_, content, n_pages in records:
         index = module.add_record(type_, content)
         if n_pages:

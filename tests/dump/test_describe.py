@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dump.cores import Segment, write_elf_core
+from dump.made import ADDRESS, REAL, grant_page, module_with, put, ram_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vectors import minios
 
-from xenlive.dump import describe_image
+from xenlive.dump import Image, describe_image
+from xenlive.dump.describe import MAX_OTHERS, MAX_PROBLEMS_OF_OTHERS
+from xenlive.dump.search import MAX_DEVICES, search
+from xenlive.dump.source import Source
 from xenlive.kexec import KexecModule
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.guest import GuestMemory
@@ -27,9 +32,14 @@ CONTRACT = [
     "records",
     "problems",
 ]
-KEYS = [*CONTRACT, "pg2rec", "admin_address", "image", "streams", "others", "settled"]
+KEYS = [
+    *(*CONTRACT, "attachable", "pg2rec", "missing_pages", "admin_address", "image", "streams"),
+    *("others", "others_left_out", "settled"),
+]
 RECORD_KEYS = ["index", "type", "type_name", "offset", "size", "data", "pages", "decoded"]
 INTERFACE_PAGE = 0
+REAL_RECORD = bytes.fromhex("ff07000004000000969d0000869d0000")
+STREAM = (minios.FOLDER / "xs_state" / "c_daemon_4_17_7.bin").read_bytes()
 EMPTY_RING = {
     "size_bytes": 32768,
     "cons": 0,
@@ -105,11 +115,14 @@ def test_the_whole_description_of_a_real_device(tmp_path: Path) -> None:
             },
         ],
         "problems": [],
+        "attachable": True,
         "pg2rec": "00" * 17,
+        "missing_pages": [],
         "admin_address": None,
         "image": {"kind": "module", "size_bytes": 73728, "regions": []},
         "streams": [],
         "others": [],
+        "others_left_out": 0,
         "settled": True,
     }
 
@@ -169,17 +182,114 @@ def test_a_9pfs_record_of_another_size_is_not_decoded(tmp_path: Path) -> None:
     assert [one["code"] for one in found["problems"]] == ["bytes-outside-records"]
 
 
+def test_of_a_longer_9pfs_record_the_first_16_bytes_are_decoded(tmp_path: Path) -> None:
+    data = module_with((1, REAL_RECORD + b"more", 0))
+    (record,) = described(tmp_path / "image", data)["records"]
+    assert record["data"] == (REAL_RECORD + b"more").hex()
+    assert record["decoded"] == {
+        "ring_ref": 2047,
+        "evtchn": 4,
+        "prod_pvt_out": 40342,
+        "cons_pvt_in": 40326,
+    }
+
+
+def test_pages_that_the_image_lacks(tmp_path: Path) -> None:
+    lacking = [Segment(ADDRESS, 4 * PAGE_SIZE, [(0, REAL[: 4 * PAGE_SIZE])])]
+    lacking.append(Segment(ADDRESS + 6 * PAGE_SIZE, 12 * PAGE_SIZE, [(0, REAL[6 * PAGE_SIZE :])]))
+    found = describe_image(write_elf_core(tmp_path / "core", lacking))
+    assert found["address"] == ADDRESS
+    assert found["missing_pages"] == [4, 5]
+    whole = [Segment(ADDRESS, len(REAL), [(0, REAL)])]
+    assert describe_image(write_elf_core(tmp_path / "core", whole))["missing_pages"] == []
+
+
+def test_a_module_that_was_cut_off_at_its_start_lacks_pages(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(REAL[3 * PAGE_SIZE :])
+    assert describe_image(path, "module")["missing_pages"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("address", "said"), [(0xFFFEE000, False), (0xFFFEF000, True)])
+def test_above_4_gib_no_kernel_looks(address: int, said: bool, tmp_path: Path) -> None:
+    """That is a suspicion: who is told of such a module does attach to it."""
+    core = write_elf_core(tmp_path / "core", [Segment(address, len(REAL), [(0, REAL)])])
+    found = describe_image(core)
+    assert [(one["code"], one["kind"]) for one in found["problems"]] == (
+        [("above-4-gib", "suspicion")] if said else []
+    )
+    assert found["attachable"]
+
+
+def test_of_many_other_modules_some_are_described(tmp_path: Path) -> None:
+    """And of what is wrong with each only some; the rest is counted."""
+    nasty = bytearray(module_with(*[(7, b"", 0)] * 255, n_module_pages=1, n_records=255))
+    for index in range(255):  # every record lies outside of the page
+        put(nasty, 14 + 4 * index, b"\xff\xff\x07\x07")
+    parts = [(page * PAGE_SIZE, bytes(nasty)) for page in range(1, 51)]
+    found = describe_image(ram_with(tmp_path / "ram", REAL, ADDRESS, *parts), thorough=True)
+    assert (found["address"], found["problems"]) == (ADDRESS, [])
+    assert (len(found["others"]), found["others_left_out"]) == (MAX_OTHERS, 50 - MAX_OTHERS)
+    for other in found["others"]:
+        assert list(other) == ["address", "n_pages", "attachable", "problems"]
+        assert len(other["problems"]) == MAX_PROBLEMS_OF_OTHERS
+        assert not other["attachable"]
+
+
+def test_a_pass_looks_for_some_devices_however_many_there_are(tmp_path: Path) -> None:
+    devices = {ref: [0x100 + ref] for ref in range(1, 101)}
+    last = grant_page({ref: 0x100 + ref for ref in range(MAX_DEVICES + 1, 101)})
+    first = grant_page({1: 0x101})
+    parts = (0x100000, last), (0x200000, first)
+    with Image(ram_with(tmp_path / "ram", REAL, ADDRESS, *parts)) as image:
+        assert search(image, devices).grants == [(1, 0x200000)]
+
+
+def test_all_that_lies_outside_is_found_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module's own page at the top, then all memory once."""
+    size = 16 << 20
+    small = minios.module_image("small-4-64", "boot1-boot")
+    data = bytearray(b"\x11" * size)
+    put(data, 0x100000, small)
+    put(data, 0x200000, STREAM)
+    put(data, size - len(REAL), REAL)
+    path = tmp_path / "ram"
+    path.write_bytes(data)
+    read: list[int] = []
+    read_into, read_some = Source.read_into, Source.read
+
+    def counting_into(self: Source, offset: int, buffer: memoryview) -> int:
+        read.append(read_into(self, offset, buffer))
+        return read[-1]
+
+    def counting(self: Source, offset: int, count: int) -> bytes:
+        found = read_some(self, offset, count)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Source, "read_into", counting_into)
+    monkeypatch.setattr(Source, "read", counting)
+    found = describe_image(path, "memory", thorough=True)
+    assert [other["address"] for other in found["others"]] == [0x100000]
+    assert [stream["address"] for stream in found["streams"]] == [0x200000]
+    assert size < sum(read) < size * 5 // 4
+
+
 def test_problems_are_a_part_of_it(tmp_path: Path) -> None:
     data = bytearray(minios.module_image("mix-18-64", "entry1"))
     admin(data, 32, (5000).to_bytes(2, "little"))
     admin(data, 14, b"\x09")
+    admin(data, 4000, b"left over")
     found = described(tmp_path / "image", data)
-    assert [(one["code"], one["offset"]) for one in found["problems"]] == [
-        ("record-outside", 32),
-        ("owner-without-record", 14),
-        ("bytes-outside-records", 96),  # the data that record 0 left behind
+    assert [(one["code"], one["offset"], one["kind"]) for one in found["problems"]] == [
+        ("record-outside", 32, "unsound"),
+        ("owner-without-record", 14, "unsound"),
+        ("bytes-outside-records", 4000, "suspicion"),
     ]
-    assert all(list(one) == ["code", "message", "offset"] for one in found["problems"])
+    assert not found["attachable"]
+    assert all(list(one) == ["code", "message", "offset", "kind"] for one in found["problems"])
     assert (found["records"][0]["offset"], found["records"][0]["data"]) == (5000, "")
 
 

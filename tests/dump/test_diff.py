@@ -138,7 +138,7 @@ def test_a_module_that_moved(tmp_path: Path) -> None:
 def test_problems_that_are_new_and_gone(tmp_path: Path) -> None:
     broken = bytearray(REAL)
     put(broken, 14 + 5 - PAGE_SIZE, b"\x03")
-    said = "owner-without-record at 19: 1 pages belong to record 3, which is unused"
+    said = "owner-without-record at 19: 1 page belongs to record 3, which is unused"
     assert f"problem new: {said}" in told(tmp_path, REAL, broken)
     assert f"problem gone: {said}" in told(tmp_path, broken, REAL)
 
@@ -218,3 +218,23 @@ def test_trouble_is_one_line_and_exit_2(
     assert run(["diff", *(str(tmp_path / word) for word in words)]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_record_whose_type_changed_and_that_is_a_device_now(tmp_path: Path) -> None:
+    """Either way round, with an interface page on one side alone."""
+    other = bytearray(REAL)
+    put(other, 34 - PAGE_SIZE, b"\x50")
+    assert "record 0 (9PFS): was type 80, 16 bytes" in told(tmp_path, other, REAL)
+    assert "record 0 (9PFS): interface page none -> found" in told(tmp_path, other, REAL)
+    assert "record 0 (type 80): was 9PFS, 16 bytes" in told(tmp_path, REAL, other)
+
+
+def test_a_record_whose_data_left_the_page(tmp_path: Path) -> None:
+    """It has as many bytes as before; but what they are can't be said."""
+    outside = bytearray(REAL)
+    put(outside, 32 - PAGE_SIZE, (5000).to_bytes(2, "little"))
+    changes = [text for text in told(tmp_path, REAL, outside) if text.startswith("record 0 (9PFS)")]
+    assert changes == [
+        "record 0 (9PFS): data moved: 96 -> 5000",
+        "record 0 (9PFS): bytes of it outside the page: 0 -> 16",
+    ]

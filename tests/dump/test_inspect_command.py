@@ -41,9 +41,10 @@ sound
 
 BROKEN = """\
 record-outside at 32: record 0 ends at 5016, the page at 4096
-owner-without-record at 14: 1 pages belong to record 9, which is unused
-bytes-outside-records at 96: 16 bytes belong to no record
+owner-without-record at 14: 1 page belongs to record 9, which is unused
+bytes-outside-records at 4000: 8 bytes belong to no record (suspicion)
 """
+SUSPICION = "page-two-users at 14: the interface page 0 of record 0 belongs to record 1 (suspicion)"
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def broken(tmp_path: Path) -> Path:
     start = len(data) - PAGE_SIZE
     data[start + 32 : start + 34] = (5000).to_bytes(2, "little")
     data[start + 14] = 9
+    data[start + 4000 : start + 4008] = b"\xf1leftover"[:8]
     path = tmp_path / "broken"
     path.write_bytes(data)
     return path
@@ -106,6 +108,30 @@ def test_inspect_shows_an_unsound_module(broken: Path, capsys: pytest.CaptureFix
     assert err == ""
 
 
+def test_a_suspicion_is_told_from_what_makes_a_module_unsound(
+    device: Path, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(DEVICE)
+    data[len(data) - PAGE_SIZE + 14] = 1  # record 1 was given page 0
+    device.write_bytes(data)
+    assert run(["verify", str(device)]) == 1
+    assert capsys.readouterr() == (SUSPICION + "\n", "")
+    assert run(["inspect", str(device)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"problem: {SUSPICION}",
+        "suspicions only: a kernel attaches to it",
+    ]
+    kinds = []
+    for path in (device, broken):
+        assert run(["verify", "--json", str(path)]) == 1
+        said = json.loads(capsys.readouterr().out)
+        kinds.append((said["sound"], said["attachable"], [p["kind"] for p in said["problems"]]))
+    assert kinds == [
+        (False, True, ["suspicion"]),
+        (False, False, ["unsound", "unsound", "suspicion"]),
+    ]
+
+
 def test_verify_of_a_sound_module_says_nothing(
     device: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +168,7 @@ def test_as_says_what_the_image_is(device: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "says"),
     [
         (["{tmp}/missing"], "xenlive: {tmp}/missing: no such file or directory"),
-        (["{tmp}/empty"], "xenlive: {tmp}/empty has no kexec module in it"),
+        (["{tmp}/empty"], "xenlive: {tmp}/empty is empty"),
         (["{tmp}"], "xenlive: no domain runs in {tmp} (no ram in it)"),
         ([], "xenlive: no domain runs in {tmp}/rundir (no ram in it)"),
         (["{tmp}/elf"], "xenlive: {tmp}/elf is a broken ELF file (Invalid EI_CLASS b'\\x00')"),

@@ -137,7 +137,7 @@ def test_large_modules_have_no_room_for_parts_but_say_them() -> None:
     found = description(4000) | {"records": [device(0, 0, 9)], "free_pages": 4000 - 513}
     lines = drawn(found)
     assert lines[0] == "0x3fee000  " + "0" * 64
-    assert "     i interface page 0, < in ring 1-256, > out ring 257-512" in lines
+    assert "     interface page 0, in ring 1-256, out ring 257-512" in lines
     rows = [line for line in lines if line.startswith("0x")]
     assert [int(row.split()[0], 16) % (64 * 4096) for row in rows] == [0x3FEE000 % (64 * 4096)] * (
         len(rows)
@@ -171,7 +171,7 @@ def test_the_memory_around_it() -> None:
                 {"address": 0x3000000, "size_bytes": 0x1000000},
             ]
         },
-        "others": [{"address": 0x100000, "n_pages": 3, "problems": 0}],
+        "others": [{"address": 0x100000, "n_pages": 3, "problems": []}],
         "streams": [{"address": 0x3000000}, {"address": None}],
     }
     row = "".join(text for text, _ in draw_memory(found, 88))
@@ -192,3 +192,33 @@ def test_many_records_without_pages_are_counted() -> None:
         "  k  record of type 7, 2 pages, 20 bytes",
         "     and 20 records without pages",
     ]
+
+
+def test_pages_that_the_image_lacks_have_a_sign() -> None:
+    found = description(9) | {"records": [device(0, 0, 1)], "missing_pages": [1, 7]}
+    lines = drawn(found)
+    assert lines[0] == "0x3fee000  0i 0? 0> .  .  .  .  .? .  #"
+    assert "  ?  not in the image: 2 pages" in lines
+    large = drawn(description(300, range(2)) | {"missing_pages": [1]})
+    assert large[0].startswith("0x3fee000  0?.")
+    assert "  ?  not in the image: 1 page" in large
+
+
+@pytest.mark.parametrize(("n_pages", "signs"), [(255, True), (256, False)])
+def test_signs_of_parts_are_explained_where_they_are_drawn(n_pages: int, signs: bool) -> None:
+    lines = drawn(description(n_pages) | {"records": [device(0, 0, 2)]})
+    rows = "".join(line for line in lines if line.startswith("0x"))
+    assert ("<" in rows, any("< in ring" in line for line in lines)) == (signs, signs)
+    assert any("in ring 1-2" in line for line in lines)
+
+
+@pytest.mark.parametrize(("n", "more"), [(62, None), (63, 1), (254, 192)])
+def test_records_beyond_the_signs_are_one_line(n: int, more: int | None) -> None:
+    lines = drawn(description(600, *(range(2 * page, 2 * page + 2) for page in range(n))))
+    told = [line for line in lines if line.startswith("  +  ")]
+    if more is None:
+        assert told == []
+    else:
+        records = "record" if more == 1 else "records"
+        assert told == [f"  +  {more} more {records}, {2 * more} pages"]
+    assert len([line for line in lines if "record of type" in line or "9PFS" in line]) == min(n, 62)

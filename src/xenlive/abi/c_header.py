@@ -76,7 +76,12 @@ def _group(group: Group) -> str:
 def _structure(structure: Structure) -> str:
     layout, tag = structure.layout, f"xenlive_{structure.name}"
     order = ", big endian" if layout.order == ">" else ""
-    lines = ["", f"/* {_ascii(layout.name)}: {layout.size} bytes{order} */"]
+    about = f"{_ascii(layout.name)}: {layout.size} bytes{order}"
+    if structure.rules:
+        rules = [f" * {_ascii(line)}" for line in structure.rules]
+        lines = ["", "/*", f" * {about}", " *", *rules, " */"]
+    else:
+        lines = ["", f"/* {about} */"]
     if structure.packed:
         lines.append("#pragma pack(push, 1)")
     lines.append(f"struct {tag} {{")
@@ -88,7 +93,8 @@ def _structure(structure: Structure) -> str:
     if structure.packed:
         lines.append("#pragma pack(pop)")
     if structure.followed_by:
-        lines.append(f"/* from {layout.size} on: {structure.followed_by} */")
+        followed_by = structure.followed_by.replace("struct ", "struct xenlive_")
+        lines.append(f"/* from {layout.size} on: {followed_by} */")
     lines.append(f"XENLIVE_SIZE({tag}, {layout.size});")
     for field in layout.fields:
         lines.append(f"XENLIVE_FIELD({tag}, {field.name}, {field.offset}, {field.size});")

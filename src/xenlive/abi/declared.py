@@ -45,7 +45,7 @@ _GROUPS: tuple[tuple[ModuleType, str, tuple[str, ...]], ...] = (
 
 # What follows a structure and has no size of its own.
 _FOLLOWED_BY = {
-    "kexec_module": "uint8_t pg2rec[n_pages]; at recs_off struct kexec_module_rec rec[n_records]",
+    "kexec_module": "uint8_t pg2rec[n_pages]; at recs_off struct kexec_module_rec[n_records]",
     "kexec_sealed": "two slots of equal size, each a struct kexec_sealed_slot and payload",
     "kexec_sealed_slot": "the payload",
     "xen_9pfs_data_intf": "uint32_t ref[1 << ring_order]",
@@ -60,6 +60,29 @@ _FOLLOWED_BY = {
     "xs_state_domain": "the quota",
 }
 
+# What a structure's fields are held to, for those who read or write it elsewhere.
+_RULES = {
+    "kexec_sealed": (
+        "Each slot has half of what the record has behind this. The slot with the highest",
+        "generation counts if its checksum matches (0: it is void), else the other one if that",
+        "does; else the record is left alone. checksum is CRC-32 (zlib's) over kind, flags,",
+        "generation and payload as they lie there, and then, with bit 0 of flags, over the pages",
+        "that the record owns, in the order of their indices. An update writes the slot that does",
+        "not count: generation 0, payload, checksum, and last, with one store of 4 bytes, a",
+        "generation one above that of the slot that counts.",
+    ),
+    "kexec_resize": (
+        "The journal of a resize by k = n_large - n_small pages; one record at most. Of pg2rec,",
+        "positions below boundary (but for its highest bit) have the form of the small module,",
+        "those from it on that of the large one: large[j + k] = small[j]. boundary goes down to 0,",
+        "or with its highest bit set up to n_large, by at most k at a time: the owners are copied,",
+        "then boundary is stored. A step may be done again; before turning round the step in",
+        "progress is finished. Free and new pages belong to this record meanwhile. At the end",
+        "n_pages is stored, the record's pages get 255, and the record is deleted. Who attaches",
+        "goes on to the end that fits the size which the module was handed over with.",
+    ),
+}
+
 # Positions in an array that only our code has: byte offsets are in the structures.
 _LEFT_OUT = {"IN_CONS", "IN_PROD", "OUT_CONS", "OUT_PROD", "RING_ORDER", "REF0"}
 
@@ -67,12 +90,13 @@ _LEFT_OUT = {"IN_CONS", "IN_PROD", "OUT_CONS", "OUT_PROD", "RING_ORDER", "REF0"}
 class Structure:
     """A layout by its C name; `packed` if a C compiler would place its fields differently."""
 
-    __slots__ = ("followed_by", "layout", "name", "packed")
+    __slots__ = ("followed_by", "layout", "name", "packed", "rules")
 
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
         self.followed_by = _FOLLOWED_BY.get(name, "")
+        self.rules = _RULES.get(name, ())
         self.packed = _needs_packing(layout)
 
 

@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
-from xenlive.cli.images import kind_option, opened
+from xenlive.cli.images import console, kind_option, opened
 from xenlive.cli.options import json_option
+from xenlive.cli.progress import progress_for
 from xenlive.dump.diff import CONTENT, MODULE, OWNER, PROBLEM, Change, Side, diff
 
 EXIT_DIFFERENT = 1
@@ -37,7 +37,10 @@ def diff_command(before: Path, after: Path, kind: str, as_json: bool) -> int:
     A and B are images as for inspect, or run directories. Exit 0 if nothing did, 1 if something,
     2 if there is nothing to compare.
     """
-    with opened(before, kind=kind) as first, opened(after, kind=kind) as second:
+    with (
+        opened(before, kind=kind, progress=progress_for(as_json)) as first,
+        opened(after, kind=kind, progress=progress_for(as_json)) as second,
+    ):
         changes = diff(
             Side(first, first.find_module()),
             Side(second, second.find_module()),
@@ -52,9 +55,8 @@ def diff_command(before: Path, after: Path, kind: str, as_json: bool) -> int:
 
 def print_changes(changes: list[Change]) -> None:
     """A line a change."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    out = console()
     for change in changes:
-        console.print(Text(change.text, style=_STYLES.get(change.kind, "")))
+        out.print(Text(change.text, style=_STYLES.get(change.kind, "")))

@@ -11,14 +11,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xenlive.cli.images import image_argument, image_rundir_option, kind_option, opened
+from xenlive.cli.images import console, image_argument, image_rundir_option, kind_option, opened
 from xenlive.cli.options import json_option
 from xenlive.dump.annotate import DATA, HEAD, OWNERS, PENDING, REST, TABLE
 from xenlive.dump.hexdump import Row, rows_of
@@ -98,15 +97,14 @@ def hexdump_command(
 
 def print_pieces(pieces: Iterable[Piece]) -> None:
     """The pieces for people, each with what it is above it."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    out = console()
     for piece in pieces:
         if piece.title:
-            console.print(Text(piece.title, style="bold"))
+            out.print(Text(piece.title, style="bold"))
         for row in rows_of(piece.data, piece.notes, piece.start):
-            console.print(Text.assemble((row.place, "dim"), (row.rest, style_of(row))))
+            out.print(Text.assemble((row.place, "dim"), (row.rest, style_of(row))))
 
 
 def style_of(row: Row) -> str:

@@ -1,15 +1,18 @@
 """What the commands that look at images have in common: which image, how to open it, what if not.
 
 **Invariants.** Whatever an image is, a command on it ends with what it has to say or with one line
-on stderr and exit 2, which means: there was nothing to look at.
+on stderr and exit 2, which means: there was nothing to look at. What goes wrong with the output is
+no fault of the image: it ends the command as it ends any other (`root.py`).
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +20,11 @@ from xenlive.dump.image import KINDS, RAM_NAME, Image
 from xenlive.dump.words import printable
 from xenlive.errors import ImageError
 from xenlive.rundir import default_rundir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xenlive.cli.progress import Progress
 
 EXIT_CANNOT_READ = 2
 
@@ -53,22 +61,59 @@ class CannotRead(click.ClickException):
 
 
 @contextmanager
-def opened(image: Path | None, rundir: Path | None = None, kind: str = "auto") -> Iterator[Image]:
+def opened(
+    image: Path | None,
+    rundir: Path | None = None,
+    kind: str = "auto",
+    progress: Progress | None = None,
+) -> Iterator[Image]:
     """The image that IMAGE or `--rundir` names, else the default run directory's; open meanwhile.
 
-    CannotRead for any that can't be read, also when that shows later, in the body.
+    CannotRead for any that can't be read, also when that shows later, in the body. An OSError of
+    the body is not about the image: it goes through.
     """
     if image is not None and rundir is not None:
         raise click.UsageError("IMAGE and --rundir exclude each other")
     path = image or rundir or default_rundir()
+    if str(path) == "-":
+        raise CannotRead("an image can't be read from standard input: save it to a file first")
     try:
-        with Image(path, kind) as memory:
+        with _open(path, image is None, kind, progress) as memory:
+            if memory.doubt:
+                click.echo(printable(memory.doubt), err=True)
             yield memory
     except ImageError as error:
         raise CannotRead(printable(error.what)) from None
+    finally:
+        if progress is not None:
+            progress.finish()
+
+
+def _open(path: Path, is_rundir: bool, kind: str, progress: Progress | None) -> Image:
+    try:
+        return Image(path, kind, progress)
     except FileNotFoundError:
-        if image is None or path.is_dir():
+        if is_rundir or path.is_dir():
             raise CannotRead(printable(f"no domain runs in {path} (no {RAM_NAME} in it)")) from None
         raise CannotRead(printable(f"{path}: no such file or directory")) from None
     except OSError as error:
         raise CannotRead(printable(f"{path}: {error.strerror or error}")) from None
+
+
+def refuse_to_overwrite(memory: Image, output: Path) -> None:
+    """CannotRead if a file to be written is the image itself, under whatever name."""
+    if memory.is_at(output):
+        raise CannotRead(printable(f"{output} is the image: nothing is written to it"))
+
+
+def console() -> Console:
+    """Where text for people is printed; with NO_COLOR set nothing but the text."""
+    from rich.console import Console
+
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(
+        file=sys.stdout,
+        highlight=False,
+        soft_wrap=True,
+        color_system=None if plain else "auto",
+    )

@@ -16,19 +16,33 @@ problems are a part of the description.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xenlive.cli.images import image_argument, image_rundir_option, kind_option, opened
+from xenlive.cli.images import (
+    console,
+    image_argument,
+    image_rundir_option,
+    kind_option,
+    opened,
+    refuse_to_overwrite,
+)
 from xenlive.cli.options import json_option
-from xenlive.dump.describe import describe
+from xenlive.cli.progress import progress_for
+from xenlive.dump.describe import (
+    MAX_OTHERS,
+    checked,
+    describe,
+    in_short,
+)
 from xenlive.dump.image import Image
 from xenlive.dump.streams import stream_of
 
 EXIT_UNSOUND = 1
+#: Modules that are named beside the one that is checked; the rest is counted.
+MAX_LINES = 8
 
 
 @click.command()
@@ -62,22 +76,29 @@ def inspect_command(
     """
     if svg_path is not None and as_json:
         raise click.UsageError("--svg and --json exclude each other")
-    with opened(image, rundir, kind) as memory:
+    hint = "" if quick else "--quick leaves this out"
+    with opened(image, rundir, kind, progress_for(as_json, hint)) as memory:
+        if svg_path is not None:
+            refuse_to_overwrite(memory, svg_path)
         stream = stream_of(memory)
         if stream is not None and svg_path is None:
             print_stream(stream, as_json)
             return 0
-        descriptions = describe_modules(memory, all_modules, not quick)
+        descriptions, left_out = describe_modules(memory, all_modules, not quick)
     if svg_path is not None:
         write_svg(descriptions[0], svg_path)
     elif as_json:
         chosen, *others = descriptions
-        click.echo(json.dumps(chosen | {"others": others} if all_modules else chosen))
+        if all_modules:
+            chosen |= {"others": others, "others_left_out": left_out}
+        click.echo(json.dumps(chosen))
     else:
         for place, description in enumerate(descriptions):
             if place:
                 click.echo()
             print_description(description, alone=len(descriptions) == 1)
+        if left_out:
+            click.echo(f"\nand {left_out:,} modules more")
     return 0
 
 
@@ -90,33 +111,52 @@ def verify_command(image: Path | None, rundir: Path | None, kind: str, as_json: 
     """Check the kexec module in IMAGE: exit 0 if it is sound, 1 if not, 2 if there is none.
 
     Each problem is a line of its own: its code, the offset in the module's last page, and what is
-    wrong. IMAGE is as for inspect.
+    wrong. Those that end with "(suspicion)" only look wrong: a kernel attaches to the module all
+    the same. IMAGE is as for inspect. Of several modules the highest sound one is checked; others
+    that lie above it are named on stderr.
     """
     from xenlive.dump.lines import problem_line
 
-    with opened(image, rundir, kind) as memory:
-        (description,) = describe_modules(memory, all_modules=False, thorough=False)
-    problems = description["problems"]
+    with opened(image, rundir, kind, progress_for(as_json)) as memory:
+        chosen, passed = memory.find_module_and_passed()
+        said = checked(chosen)
+        others = [in_short(other) for other in passed[:MAX_OTHERS]]
+    problems = said["problems"]
     if as_json:
-        wanted = ("address", "n_pages", "problems")
-        click.echo(json.dumps({"sound": not problems} | {key: description[key] for key in wanted}))
+        said = {"sound": not problems, "attachable": said["attachable"]} | said
+        said |= {"others": others, "others_left_out": len(passed[MAX_OTHERS:])}
+        click.echo(json.dumps(said))
     else:
         for problem in problems:
             click.echo(problem_line(problem))
+        if said["attachable"]:
+            print_passed(others, len(passed))
     return EXIT_UNSOUND if problems else 0
 
 
-def describe_modules(memory: Image, all_modules: bool, thorough: bool) -> list[dict[str, Any]]:
+def describe_modules(
+    memory: Image, all_modules: bool, thorough: bool
+) -> tuple[list[dict[str, Any]], int]:
     """What `describe` says of the module that counts, and of the others if they are asked for.
 
-    ImageError if there is none.
+    With it, how many others are left out. ImageError if there is no module.
     """
-    chosen = memory.find_module()
-    descriptions = [describe(memory, chosen, thorough)]
-    if all_modules:
-        others = [found for found in memory.find_modules() if found.offset != chosen.offset]
-        descriptions += [describe(memory, found) for found in others]
-    return descriptions
+    if not all_modules:
+        return [describe(memory, memory.find_module(), thorough)], 0
+    found = memory.find_modules() or [memory.find_module()]
+    descriptions = [describe(memory, found[0], thorough)]
+    descriptions += [describe(memory, other) for other in found[1 : 1 + MAX_OTHERS]]
+    return descriptions, len(found[1 + MAX_OTHERS :])
+
+
+def print_passed(others: list[dict[str, Any]], n: int) -> None:
+    """On stderr: modules above the one that was checked, none of which is sound."""
+    from xenlive.dump.lines import passed_line
+
+    for other in others[:MAX_LINES]:
+        click.echo(passed_line(other), err=True)
+    if n > MAX_LINES:
+        click.echo(f"and {n - MAX_LINES:,} more", err=True)
 
 
 def print_stream(stream: dict[str, Any], as_json: bool) -> None:
@@ -142,30 +182,27 @@ def print_description(description: dict[str, Any], alone: bool = True) -> None:
 
     `alone` says that nobody else describes the other modules of the image.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    from xenlive.dump.lines import (
-        headline,
-        other_line,
-        problem_line,
-        record_lines,
-        stream_line,
-    )
+    from xenlive.dump.lines import headline, other_line, problem_line, record_lines, stream_line
     from xenlive.dump.picture import draw_module
 
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    console.print(Text(headline(description) + "\n", style="bold"))
-    console.print(draw_module(description, console.width))
+    out = console()
+    out.print(Text(headline(description) + "\n", style="bold"))
+    out.print(draw_module(description, out.width))
     for record in description["records"]:
-        console.print(Text("\n".join(record_lines(record))))
+        out.print(Text("\n".join(record_lines(record))))
     for stream in description["streams"]:
-        console.print(Text(stream_line(stream)))
+        out.print(Text(stream_line(stream)))
     if not description["settled"]:
-        console.print(Text("the module was being changed while it was read", style="bold yellow"))
+        out.print(Text("the module was being changed while it was read", style="bold yellow"))
     for problem in description["problems"]:
-        console.print(Text(f"problem: {problem_line(problem)}", style="bold red"))
+        out.print(Text(f"problem: {problem_line(problem)}", style="bold red"))
     if not description["problems"]:
-        console.print(Text("sound", style="green"))
+        out.print(Text("sound", style="green"))
+    elif description["attachable"]:
+        out.print(Text("suspicions only: a kernel attaches to it", style="yellow"))
     for other in description["others"] or [] if alone else []:
-        console.print(Text(f"{other_line(other)} (--all describes it)"))
+        out.print(Text(f"{other_line(other)} (--all describes it)"))
+    if alone and description["others_left_out"]:
+        out.print(Text(f"and {description['others_left_out']:,} modules more"))

@@ -17,6 +17,7 @@ Why not plain `add_command`: importing all commands takes longer than most of th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -99,9 +100,17 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return 1
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:
+            return _fail(f"the output can't be written: {error.strerror}")
+        return _fail(in_one_line(error))
     except EXPECTED as error:
         return _fail(in_one_line(error))
     return code if isinstance(code, int) else 0
+
+
+#: What the system says when a file or a disk is full; nothing but output makes either so.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _escape_what_cannot_be_shown() -> None:

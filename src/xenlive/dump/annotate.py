@@ -94,7 +94,7 @@ def record_notes(record: Mapping[str, Any], start: int = 0) -> list[Note]:
     name = f"record {record['index']} ({record_name(record)})"
     owner = record["index"]
     layouts = layouts_in(record["type"], data)
-    if record["type"] == RECORD_9PFS and len(data) == LAYOUT_9PFS.size:
+    if record["type"] == RECORD_9PFS and len(data) >= LAYOUT_9PFS.size:
         layouts = [("", LAYOUT_9PFS, 0)]
     notes = [
         replace(note, name=f"{name} {prefix}{note.name}", owner=owner)

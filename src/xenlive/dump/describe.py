@@ -4,19 +4,24 @@
     n_pages n_records recs_off                  as the administration page has them
     free_pages free_record_bytes
     records             index type type_name offset size data (hex) pages (indices) decoded
-    problems            code message offset
+    problems            code message offset kind: `unsound` what stops a kernel from attaching,
+                        `suspicion` what does not
+    attachable          whether no problem is of the kind `unsound`
+    missing_pages       indices of pages that the image lacks
     pg2rec              the owner of each page, a byte each (hex), as far as it is in the page
     image               kind size_bytes regions (address and size_bytes of the memory it has)
     streams             Xenstore state streams: address page record, and what `summarize` says
     admin_address       of the last page; null as `address`
-    others              the other modules of the image, in short: address n_pages problems (their
-                        number); null if nobody looked for them
+    others              the other modules of the image, each with address n_pages attachable
+                        problems, at most `MAX_OTHERS`; null if nobody looked for them
+    others_left_out     how many more there are
     settled             false if the administration page was being changed whenever it was read
 
-`decoded` is null for types and sizes that are not known. For a 9PFS record it has the record's
-fields, under `interface` what its interface page says, and under `rings` what waits in them (see
-`device.py`); `own_records.py` has the other types. `problems` are those of `verify`, then those of
-`suspect`.
+`decoded` is null for types that are not known, and for records too short for theirs. For a 9PFS
+record it has the record's fields, under `interface` what its interface page says, and under `rings`
+what waits in them (see `device.py`); `own_records.py` has the other types. `problems` are those of
+`verify`, then those of `suspect`, then `above-4-gib` of a module that lies where no kernel looks
+for one.
 
 **Invariants.** Any found module can be described, sound or not: what the page says is shown as far
 as it lies inside of it, and `problems` tells what is wrong with it. The same image gives the same
@@ -42,14 +47,24 @@ from xenlive.abi.kexec_module import (
 from xenlive.dump.device import PageOfGrant, decode_device
 from xenlive.dump.image import FoundModule, Image
 from xenlive.dump.own_records import decode_own
-from xenlive.dump.search import Findings, search
+from xenlive.dump.search import MAX_DEVICES, Findings, search
 from xenlive.dump.streams import streams_in
 from xenlive.kexec.suspect import suspect
-from xenlive.kexec.verify import verify
+from xenlive.kexec.verify import Problem, verify
 from xenlive.memory.address import PAGE_SIZE
 
 #: Regions of memory that are listed; a dump can be made of a million.
 MAX_REGIONS = 1000
+#: Other modules that are told of. Real memory has one or two; hostile memory may have a million,
+#: each of which takes a while to look through.
+MAX_OTHERS = 32
+#: What is wrong with another module, told up to here: the first says most.
+MAX_PROBLEMS_OF_OTHERS = 16
+
+UNSOUND = "unsound"  # kinds of problems
+SUSPICION = "suspicion"
+
+_4_GIB = 1 << 32
 
 
 def describe_image(
@@ -74,11 +89,16 @@ def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[s
     owners = page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages]
     records = [_record(page, owners, *entry) for entry in _entries(page, n_records, recs_off)]
     findings = _search(image, found, records) if thorough else None
-    for record in records:
-        record["decoded"] = _decoded(found, record, findings)
+    for place, record in enumerate(records):
+        # The grant table is looked for with the first devices alone.
+        record["decoded"] = _decoded(found, record, findings if place < MAX_DEVICES else None)
     ends = [record["offset"] + record["size"] for record in records]
     admin_address = None if found.address is None else found.admin_offset
     data_start = max([recs_off + n_records * RECORD.size, *ends])
+    others, left_out = None, 0
+    if thorough or found.address is None:
+        others, left_out = _others(image, found, findings)
+    problems = problems_of(found)
     return {
         "address": None if found.address is None else int(found.address),
         "n_pages": n_pages,
@@ -87,12 +107,15 @@ def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[s
         "free_pages": owners.count(PAGE_FREE),
         "free_record_bytes": max(PAGE_SIZE - data_start, 0),
         "records": records,
-        "problems": _problems(found),
+        "problems": problems,
+        "attachable": is_attachable(problems),
         "pg2rec": owners.hex(),
+        "missing_pages": [page for page in range(len(owners)) if not found.has_page(page)],
         "admin_address": admin_address,
         "image": _image(image),
         "streams": streams_in(image, found, len(owners), records, findings),
-        "others": _others(image, found) if thorough or found.address is None else None,
+        "others": others,
+        "others_left_out": left_out,
         "settled": found.settled,
     }
 
@@ -134,15 +157,49 @@ def _decoded(
     return decode_own(record["type"], data, record["pages"], found.read_page)
 
 
-def _problems(found: FoundModule) -> list[dict[str, Any]]:
-    problems = verify(found.admin_page, found.size_bytes)
-    problems += suspect(
+def problems_of(found: FoundModule) -> list[dict[str, Any]]:
+    """What is wrong with a module and what only looks so, as `problems` has it."""
+    problems = [_problem(one, UNSOUND) for one in verify(found.admin_page, found.size_bytes)]
+    suspicions = suspect(
         found.admin_page, found.size_bytes, lambda page: found.read_page(page) or b""
     )
-    return [
-        {"code": problem.code, "message": problem.message, "offset": problem.offset}
-        for problem in problems
-    ]
+    if found.address is not None and found.address + found.size_bytes > _4_GIB:
+        what = (
+            f"the module ends at {found.address + found.size_bytes:#x}: above 4 GiB no kernel looks"
+        )
+        suspicions = [*suspicions, Problem("above-4-gib", what, 0)]
+    return problems + [_problem(one, SUSPICION) for one in suspicions]
+
+
+def is_attachable(problems: list[dict[str, Any]]) -> bool:
+    """Whether a kernel attaches to a module with these problems."""
+    return all(problem["kind"] != UNSOUND for problem in problems)
+
+
+def checked(found: FoundModule) -> dict[str, Any]:
+    """What is wrong with a module: `address`, `n_pages`, `attachable` and all `problems`."""
+    problems = problems_of(found)
+    return {
+        "address": None if found.address is None else int(found.address),
+        "n_pages": HEADER.unpack(found.admin_page)[1],
+        "attachable": is_attachable(problems),
+        "problems": problems,
+    }
+
+
+def in_short(found: FoundModule) -> dict[str, Any]:
+    """A module as `others` has it."""
+    short = checked(found)
+    return short | {"problems": short["problems"][:MAX_PROBLEMS_OF_OTHERS]}
+
+
+def _problem(problem: Problem, kind: str) -> dict[str, Any]:
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "offset": problem.offset,
+        "kind": kind,
+    }
 
 
 def _image(image: Image) -> dict[str, Any]:
@@ -193,14 +250,13 @@ def _first_frame(found: FoundModule) -> int:
     return found.admin_offset // PAGE_SIZE - n_pages
 
 
-def _others(image: Image, chosen: FoundModule) -> list[dict[str, Any]]:
-    """The other modules in short: where, how large, and how many problems each has."""
-    return [
-        {
-            "address": None if other.address is None else int(other.address),
-            "n_pages": HEADER.unpack(other.admin_page)[1],
-            "problems": len(_problems(other)),
-        }
-        for other in image.find_modules()
-        if other.address != chosen.address
-    ]
+def _others(
+    image: Image, chosen: FoundModule, findings: Findings | None
+) -> tuple[list[dict[str, Any]], int]:
+    """The other modules in short, and how many more there are."""
+    if findings is None:
+        modules = image.find_modules()
+    else:
+        modules = image.modules_that_end_at(findings.modules)
+    others = [other for other in modules if other.admin_offset != chosen.admin_offset]
+    return [in_short(other) for other in others[:MAX_OTHERS]], len(others[MAX_OTHERS:])

@@ -5,7 +5,7 @@ page names the ring pages by others. Only the domain's grant table says which pa
 
     ground          the pages are known by
     grant-table     a page of the image that has an entry for each of the references
-    page-order      how devices are made: interface page, then the ring pages in order
+    page-order      how devices are made: interface page, then behind it the ring pages in a row
 
 Without a grant table the interface page is known by what it must be: its ring pages and itself are
 owned by the record, and their references differ and are above zero.
@@ -37,11 +37,12 @@ def decode_device(
 ) -> dict[str, Any] | None:
     """A 9PFS record's fields, `interface` and `rings` as far as they are there; None if too short.
 
+    Of a longer record the first bytes are decoded: the format may only grow compatibly.
     `pages` are the record's, `grants` what may be the domain's grant table. Keys of `rings`:
     `ground`, `pages` (in order of the ring), `in`, `out` (see `ninepmessages.pending`; None if not
     all pages are in the image).
     """
-    if len(data) != RECORD_9PFS.size:
+    if len(data) < RECORD_9PFS.size:
         return None
     decoded: dict[str, Any] = RECORD_9PFS.decode(data)
     tried = (_by_grants(decoded["ring_ref"], pages, read_page, lookup) for lookup in grants)
@@ -97,17 +98,14 @@ def _by_order(
 
 
 def _row(pages: list[int], n: int, interface: int) -> list[int]:
-    """The `n` pages side by side that a device allocated: best the first behind its interface.
+    """The first `n` pages side by side behind a device's interface page; empty if there are none.
 
-    Where pages were freed before, the ring may lie below. Empty without `n` pages in a row.
+    The lowest free page became the interface, so no free page was below it when the ring was made.
     """
-    rows = [
-        pages[at : at + n]
-        for at in range(len(pages) - n + 1)
-        if pages[at + n - 1] - pages[at] == n - 1
-    ]
-    behind = [row for row in rows if row[0] > interface]
-    return (behind or rows or [[]])[0]
+    for at in range(len(pages) - n + 1):
+        if pages[at] > interface and pages[at + n - 1] - pages[at] == n - 1:
+            return pages[at : at + n]
+    return []
 
 
 def _rings(

@@ -56,6 +56,11 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         yield f"data moved: {old['offset']} -> {new['offset']}"
     if old["size"] != new["size"]:
         yield f"size {old['size']} -> {new['size']}"
+    outside = [_bytes_outside(record) for record in (old, new)]
+    if outside[0] != outside[1]:
+        yield f"bytes of it outside the page: {outside[0]} -> {outside[1]}"
+    if not all(record["data"] or not record["size"] for record in (old, new)):
+        return  # of one of them nothing can be said
     if old["data"] == new["data"]:
         fields = _fields(old["decoded"] or {}), _fields(new["decoded"] or {})
     elif old["type"] != new["type"] or None in (old["decoded"], new["decoded"]):
@@ -67,10 +72,17 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             yield _bytes_changed(bytes.fromhex(old["data"]), bytes.fromhex(new["data"]))
     names = dict.fromkeys([*fields[0], *fields[1]])
     if ("interface page" in fields[0]) != ("interface page" in fields[1]):
-        names = dict.fromkeys(name for name in names if name in old["decoded"] or " " in name)
+        # An interface page that came or went is one change; its fields are not told beside it.
+        own = {name for side in (old, new) for name in side["decoded"] or {}}
+        names = dict.fromkeys(name for name in names if name in own or " " in name)
     for name in names:
         if fields[0].get(name) != fields[1].get(name):
             yield _field_changed(name, fields[0].get(name), fields[1].get(name))
+
+
+def _bytes_outside(record: Mapping[str, Any]) -> int:
+    size: int = record["size"]
+    return size - len(record["data"]) // 2
 
 
 def _fields(decoded: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 |---|---|
 | `\\x7fELF` | an ELF core: Xen's if it has a section `.xen_pages`, else one with program headers |
 | `KDUMP   `, `makedumpfile` | a compressed kdump: not read here |
+| `EMiL` | a LiME image: not read here |
 | all else | raw: the file is the memory, or a module |
 
 **Invariants.** A memfd is raw whatever its first bytes are: it is a live domain's memory, and those
@@ -20,6 +21,7 @@ from xenlive.errors import ImageError
 KINDS = ("auto", "module", "memory", "xen-core", "elf-core")
 
 ELF_MAGIC = b"\x7fELF"
+_LIME_MAGIC = b"EMiL"
 _KDUMP_MAGICS = (b"KDUMP   ", b"DISKDUMP", b"makedumpfile")
 _PACKED_MAGICS = {
     b"\x1f\x8b\x08": "gzip",
@@ -44,6 +46,9 @@ def open_space(source: Source, kind: str) -> tuple[str, Space]:
         elif source.read(0, _HEAD_BYTES).startswith(_KDUMP_MAGICS):
             what = "is a compressed kdump: dump the memory as ELF, without -z, -l or -s"
             raise source.error("kdump-image", what, 0)
+        elif source.read(0, _HEAD_BYTES).startswith(_LIME_MAGIC):
+            what = "is a LiME image: dump the memory with format=padded"
+            raise source.error("lime-image", what, 0)
     if kind in ("auto", "module", "memory"):
         return kind, Space(source, [Extent(0, source.size_bytes, 0)])
     from xenlive.dump import elfcore, xencore  # only now: the library they need takes its time
@@ -56,6 +61,8 @@ def open_space(source: Source, kind: str) -> tuple[str, Space]:
 
 def no_module(source: Source) -> ImageError:
     """What to raise for a file without a module: a packed one can't show any."""
+    if not source.size_bytes:
+        return source.error("no-module", "is empty")
     head = source.read(0, _HEAD_BYTES)
     for magic, name in _PACKED_MAGICS.items():
         if head.startswith(magic):

@@ -19,7 +19,8 @@ which may be unsound, or an `ImageError` that says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, MAX_MODULE_PAGES, fres
 from xenlive.dump import formats
 from xenlive.dump.formats import KINDS
 from xenlive.dump.live import RAM_NAME, memory_file
-from xenlive.dump.scan import eye_catchers
+from xenlive.dump.scan import Progress, chunks, eye_catchers
 from xenlive.dump.source import Source
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down
@@ -68,6 +69,14 @@ class FoundModule:
     _read: Callable[[int, int], bytes] = field(
         default=lambda offset, size: b"", repr=False, compare=False
     )
+    _has: Callable[[int, int], bool] = field(
+        default=lambda offset, size: False, repr=False, compare=False
+    )
+
+    def has_page(self, index: int) -> bool:
+        """Whether the image has the page that `pg2rec[index]` speaks of; nothing is read."""
+        offset = self._offset_of(index)
+        return offset is not None and self._has(offset, PAGE_SIZE)
 
     def read_page(self, index: int) -> bytes | None:
         """The page that `pg2rec[index]` speaks of, as it is now; None if the image lacks it.
@@ -75,33 +84,47 @@ class FoundModule:
         Pages count up to the administration page, whose index is `n_pages`: a module that was cut
         off at its start lacks the first ones.
         """
-        _, n_pages, _, _ = HEADER.unpack(self.admin_page)
-        offset = self.admin_offset - (n_pages - index) * PAGE_SIZE
-        if not 0 <= index <= n_pages or offset < 0:
+        offset = self._offset_of(index)
+        if offset is None:
             return None
         page = self._read(offset, PAGE_SIZE)
         return page if len(page) == PAGE_SIZE else None
+
+    def _offset_of(self, index: int) -> int | None:
+        _, n_pages, _, _ = HEADER.unpack(self.admin_page)
+        offset: int = self.admin_offset - (n_pages - index) * PAGE_SIZE
+        return offset if 0 <= index <= n_pages and offset >= 0 else None
 
 
 class Image:
     """An open image. A context manager; `close` lets go of the file."""
 
-    def __init__(self, path: Path | str, kind: str = "auto") -> None:
+    def __init__(
+        self, path: Path | str, kind: str = "auto", progress: Progress | None = None
+    ) -> None:
         """Opens a file or a directory. OSError as `open`, ImageError if nothing can be in it.
 
         `kind` says how to read it: one of `KINDS`, `auto` to tell by the table above. Afterwards
-        `kind` is what it was found to be, `path` the file that is read.
+        `kind` is what it was found to be, `path` the file that is read. `progress` is told how
+        far a search through all memory is.
         """
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}")
         self.path = Path(path)
         if self.path.is_dir():
             self.path, kind = memory_file(self.path), "memory"
+        self._progress = progress
         self._source = Source(self.path)
         try:
             self.kind, self._space = formats.open_space(self._source, kind)
+            self._doubt = ""
             if self.kind == "auto":
                 self.kind = "module" if self._as_module_image(strict=True) else "memory"
+                if self.kind == "memory" and self._could_be_module():
+                    self._doubt = (
+                        f"{self.path} ends with an administration page, but was read as memory: "
+                        "if it is a module alone, say --as module"
+                    )
         except BaseException:
             self.close()
             raise
@@ -126,6 +149,15 @@ class Image:
         """Size of the file when it was opened."""
         return self._source.size_bytes
 
+    @property
+    def doubt(self) -> str:
+        """What speaks against the kind that it was found to be; empty if nothing does."""
+        return self._doubt
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to the file of this image, by whatever name."""
+        return self._source.is_at(path)
+
     def regions(self) -> list[Region]:
         """The runs of guest physical memory that the image has, lowest first."""
         if self.kind == "module":
@@ -144,6 +176,13 @@ class Image:
         """As `read_phys`, but of a module image `size` bytes at `offset` in the file."""
         return self._space.read(offset, size)
 
+    def chunks(self) -> Iterator[tuple[int, mmap.mmap, int]]:
+        """(address, buffer, how many bytes of it) of all memory that is there, see `scan.chunks`.
+
+        Nothing of a module image.
+        """
+        return iter(()) if self.kind == "module" else chunks(self._space, self._progress)
+
     def data_regions(self) -> Iterator[Region]:
         """The parts of `regions()` that are not holes of the file, the highest first."""
         for extent in reversed(self._space.extents):
@@ -156,36 +195,50 @@ class Image:
 
     def find_module(self) -> FoundModule:
         """The module that counts. ImageError (`no-module`) if there is none."""
-        other = None
+        return self.find_module_and_passed()[0]
+
+    def find_module_and_passed(self) -> tuple[FoundModule, list[FoundModule]]:
+        """The module that counts, and those that the search met before it: none of them is sound.
+
+        If no module is sound, these are the others. At most 256. ImageError as `find_module`.
+        """
+        passed: list[FoundModule] = []
         for found, sound in self._candidates():
             if sound:
-                return found
-            other = other or found
-        if other is None:
+                return found, passed
+            if len(passed) <= _MAX_FOUND:
+                passed.append(found)
+        if not passed:
             raise formats.no_module(self._source)
-        return other
+        return passed[0], passed[1:]
 
     def find_modules(self) -> list[FoundModule]:
         """All modules, the one that counts first, those that are not sound last; maybe none."""
-        sound_ones: list[FoundModule] = []
-        others: list[FoundModule] = []
-        for found, sound in self._candidates():
-            known = sound_ones if sound else others
-            if len(known) < _MAX_FOUND:
-                known.append(found)
-        return sound_ones + others
+        return _sound_first(self._candidates())
+
+    def modules_that_end_at(self, pages: Iterable[int]) -> list[FoundModule]:
+        """As `find_modules`, of the modules whose last pages lie at these addresses."""
+        return _sound_first(self._checked(self._ending_at(page) for page in pages))
 
     def _candidates(self) -> Iterator[tuple[FoundModule, bool]]:
         """All that look like modules, and whether they are sound, in the order of the search."""
         if self.kind == "module":
-            whole = self._as_module_image(strict=False)
-            if whole is not None:
-                yield whole, not verify(whole.admin_page, whole.size_bytes)
+            yield from self._checked([self._as_module_image(strict=False)])
             return
-        for offset in eye_catchers(self._space):
-            found = self._ending_at(offset)
+        pages = eye_catchers(self._space, self._progress)
+        yield from self._checked(self._ending_at(page) for page in pages)
+
+    def _checked(self, modules: Iterable[FoundModule | None]) -> Iterator[tuple[FoundModule, bool]]:
+        for found in modules:
             if found is not None:
                 yield found, not verify(found.admin_page, found.size_bytes)
+
+    def _could_be_module(self) -> bool:
+        """Whether a file that was taken for memory is as small as a module, and ends like one."""
+        return (
+            self.size_bytes <= MAX_MODULE_PAGES * PAGE_SIZE
+            and self._as_module_image(strict=False) is not None
+        )
 
     def _as_module_image(self, strict: bool) -> FoundModule | None:
         """The whole file as a module, if its last page is one that can end it.
@@ -211,7 +264,9 @@ class Image:
         ):
             return None  # its numbers speak of a module that is a part of the file
         page = page.ljust(PAGE_SIZE, b"\0")
-        return FoundModule(0, self.size_bytes, page, None, last, settled, self.read)
+        return FoundModule(
+            0, self.size_bytes, page, None, last, settled, self.read, self._space.has
+        )
 
     def _ending_at(self, offset: int) -> FoundModule | None:
         """The module that the page at `offset` ends, as far as it is there; None without header."""
@@ -222,7 +277,9 @@ class Image:
         start = max(offset - n_pages * PAGE_SIZE, 0)
         size = offset + len(page) - start
         page = page.ljust(PAGE_SIZE, b"\0")
-        return FoundModule(start, size, page, PhysAddr(start), offset, settled, self.read)
+        return FoundModule(
+            start, size, page, PhysAddr(start), offset, settled, self.read, self._space.has
+        )
 
     def _read_settled(self, offset: int) -> tuple[bytes, bool]:
         """A page as it was twice in a row: all of it is of one moment, if a domain writes to it."""
@@ -233,3 +290,13 @@ class Image:
                 return page, True
             before = page
         return page, False
+
+
+def _sound_first(candidates: Iterable[tuple[FoundModule, bool]]) -> list[FoundModule]:
+    sound_ones: list[FoundModule] = []
+    others: list[FoundModule] = []
+    for found, sound in candidates:
+        known = sound_ones if sound else others
+        if len(known) < _MAX_FOUND:
+            known.append(found)
+    return sound_ones + others

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xenlive.dump import ninepmessages, statestream
+from xenlive.dump.describe import MAX_PROBLEMS_OF_OTHERS, SUSPICION
 from xenlive.dump.device import BY_GRANTS
 from xenlive.dump.words import count, printable, runs
 
@@ -59,7 +60,8 @@ def stream_line(stream: Mapping[str, Any]) -> str:
 
 def other_line(other: Mapping[str, Any]) -> str:
     """`another kexec module of 4 pages at 0x100000, sound`."""
-    state = "sound" if not other["problems"] else count(other["problems"], "problem")
+    state = "sound" if not other["problems"] else count(len(other["problems"]), "problem")
+    state += " or more" if len(other["problems"]) == MAX_PROBLEMS_OF_OTHERS else ""
     return (
         f"another kexec module of {count(other['n_pages'] + 1, 'page')} at "
         f"{other['address']:#x}, {state}"
@@ -67,8 +69,21 @@ def other_line(other: Mapping[str, Any]) -> str:
 
 
 def problem_line(problem: Mapping[str, Any]) -> str:
-    """`record-outside at 32: record 0 ends at 5016, the page at 4096`."""
-    return printable(f"{problem['code']} at {problem['offset']}: {problem['message']}")
+    """`record-outside at 32: record 0 ends at 5016, the page at 4096`; suspicions are marked."""
+    mark = " (suspicion)" if is_suspicion(problem) else ""
+    return printable(f"{problem['code']} at {problem['offset']}: {problem['message']}{mark}")
+
+
+def is_suspicion(problem: Mapping[str, Any]) -> bool:
+    """Whether a problem keeps no kernel from attaching; descriptions of old don't say."""
+    return problem.get("kind") == SUSPICION
+
+
+def passed_line(other: Mapping[str, Any]) -> str:
+    """`also at 0x3fee000: bad-n-records; xenlive inspect --all shows it`."""
+    codes = ", ".join(dict.fromkeys(problem["code"] for problem in other["problems"]))
+    where = "" if other["address"] is None else f" at {other['address']:#x}"
+    return printable(f"also{where}: {codes}; xenlive inspect --all shows it")
 
 
 def _device_lines(decoded: Mapping[str, Any]) -> list[str]:

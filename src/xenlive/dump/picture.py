@@ -9,7 +9,8 @@
       .  free: 0 pages
 
 Large modules have no room for the second sign, and the pages of a row stand side by side: 64 in a
-terminal of 80 columns, so that a row is 256 KiB. Rows like the one above are told once.
+terminal of 80 columns, so that a row is 256 KiB. Rows like the one above are told once. A `?` marks
+pages that the image lacks.
 
 **Invariants.** Every owner has a sign of its own besides its colour, as far as there are signs:
 the picture says the same without colours. It is drawn from the object of `describe` alone, so that
@@ -44,6 +45,7 @@ SIGN_MANY = "+"  # for records beyond those
 SIGN_FREE = "."
 SIGN_ADMIN = "#"
 SIGN_STRAY = "!"
+SIGN_MISSING = "?"
 PART_SIGNS = {INTERFACE: "i", RING_IN: "<", RING_OUT: ">"}
 
 COLOURS = (
@@ -65,6 +67,9 @@ STYLE_PLACE = ""
 _SPACED_UP_TO = 256  # pages; in larger modules they stand without a space between them
 _GROUPS = (64, 8)  # pages of a row are a multiple of the first of these that fits
 _LEGEND_UP_TO = 16  # records; of more only those with pages are told
+
+#: Stands in a legend where an owner does.
+MISSING = -4
 
 # A picture is put together from pieces of text and their style.
 Pieces = list[tuple[str, str]]
@@ -153,39 +158,56 @@ def draw_pages(description: Mapping[str, Any], width: int) -> Pieces:
 def draw_legend(description: Mapping[str, Any]) -> Pieces:
     """What the signs mean, one line each."""
     pieces: Pieces = []
-    for owner, text in legend_of(description):
+    with_parts = description["n_pages"] + 1 <= _SPACED_UP_TO
+    for owner, text in legend_of(description, with_parts):
         if owner is None:
             pieces.append((f"     {text}\n", STYLE_FREE))
         else:
-            style = STYLE_STRAY if owner == STRAY else _style(Role(owner))
+            styles = {STRAY: STYLE_STRAY, MISSING: STYLE_FREE}
+            style = styles[owner] if owner in styles else _style(Role(owner))
             pieces += [("  ", ""), (sign_of(owner), style), (f"  {text}\n", "")]
     return pieces
 
 
-def legend_of(description: Mapping[str, Any]) -> list[tuple[int | None, str]]:
-    """Owners as in `roles`, and who they are; None goes on about the owner before."""
+def legend_of(
+    description: Mapping[str, Any], with_parts: bool = True
+) -> list[tuple[int | None, str]]:
+    """Owners as in `roles`, and who they are; None goes on about the owner before.
+
+    `with_parts` says that the picture has signs for the parts of a device. `MISSING` is no owner
+    but what the sign of pages that the image lacks means.
+    """
     found: list[tuple[int | None, str]] = []
     records = description["records"]
     if len(records) > _LEGEND_UP_TO:
         records = [record for record in records if record["pages"]]
     for record in records:
-        found.append((record["index"], _about(record)))
-        found += [(None, parts) for parts in [_about_parts(record)] if parts]
+        if record["index"] < len(SIGNS):
+            found.append((record["index"], _about(record)))
+            found += [(None, parts) for parts in [_about_parts(record, with_parts)] if parts]
     left_out = len(description["records"]) - len(records)
     if left_out:
         found.append((None, f"and {count(left_out, 'record')} without pages"))
+    many = [record for record in records if record["index"] >= len(SIGNS)]
+    if many:
+        pages = sum(len(record["pages"]) for record in many)
+        more = f"{len(many)} more {'record' if len(many) == 1 else 'records'}"
+        found.append((len(SIGNS), f"{more}, {count(pages, 'page')}"))
     used = f"{len(description['records'])} of {count(description['n_records'], 'record')}"
     room = f"{count(description['free_record_bytes'], 'byte')} free"
     found.append((ADMIN, f"administration page: {used}, {room}"))
     stray = sum(role.owner == STRAY for role in roles_of(description))
     if stray:
         found.append((STRAY, f"owned by no record in use: {count(stray, 'page')}"))
+    missing = len(description.get("missing_pages") or ())
+    if missing:
+        found.append((MISSING, f"not in the image: {count(missing, 'page')}"))
     return [*found, (FREE, f"free: {count(description['free_pages'], 'page')}")]
 
 
 def sign_of(owner: int) -> str:
     """One character for an owner as in `roles`."""
-    special = {FREE: SIGN_FREE, ADMIN: SIGN_ADMIN, STRAY: SIGN_STRAY}
+    special = {FREE: SIGN_FREE, ADMIN: SIGN_ADMIN, STRAY: SIGN_STRAY, MISSING: SIGN_MISSING}
     if owner in special:
         return special[owner]
     return SIGNS[owner] if owner < len(SIGNS) else SIGN_MANY
@@ -202,28 +224,32 @@ def _about(record: Mapping[str, Any]) -> str:
     return line
 
 
-def _about_parts(record: Mapping[str, Any]) -> str:
+def _about_parts(record: Mapping[str, Any], with_signs: bool) -> str:
     """`i interface page 0, < in ring 1-8, > out ring 9-16`; empty for all but devices."""
+    signs = {part: f"{sign} " if with_signs else "" for part, sign in PART_SIGNS.items()}
     decoded = record["decoded"] or {}
     if "interface" not in decoded:
         return ""
-    line = f"{PART_SIGNS[INTERFACE]} interface page {decoded['interface']['page']}"
+    line = f"{signs[INTERFACE]}interface page {decoded['interface']['page']}"
     ring = (decoded.get("rings") or {}).get("pages", [])
     half = len(ring) // 2
     if ring:
-        line += f", {PART_SIGNS[RING_IN]} in ring {runs(ring[:half])}"
-        line += f", {PART_SIGNS[RING_OUT]} out ring {runs(ring[half:])}"
+        line += f", {signs[RING_IN]}in ring {runs(ring[:half])}"
+        line += f", {signs[RING_OUT]}out ring {runs(ring[half:])}"
     return line
 
 
 def _cells(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Signs and style of each page, the administration page last; all of one width."""
     roles = roles_of(description)
-    cells = [(sign_of(role.owner), _style(role)) for role in roles]
-    if len(cells) <= _SPACED_UP_TO and any(role.part for role in roles):
-        parts = (PART_SIGNS.get(role.part, " ") for role in roles)
-        cells = [(sign + part, style) for (sign, style), part in zip(cells, parts, strict=True)]
-    return cells
+    if len(roles) > _SPACED_UP_TO:
+        return [(SIGN_MISSING if r.missing else sign_of(r.owner), _style(r)) for r in roles]
+    seconds = [SIGN_MISSING if r.missing else PART_SIGNS.get(r.part, "") for r in roles]
+    width = 2 if any(seconds) else 1
+    return [
+        (f"{sign_of(role.owner) + second:{width}}", _style(role))
+        for role, second in zip(roles, seconds, strict=True)
+    ]
 
 
 def _style(role: Role) -> str:

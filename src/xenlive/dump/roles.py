@@ -28,13 +28,15 @@ RING_OUT = "out"
 class Role:
     """Whose a page is: a record's index or one of the constants above, and its part there.
 
-    `place` counts the pages of one part from 0; `suspect` says that a problem names the page.
+    `place` counts the pages of one part from 0; `suspect` says that a problem names the page,
+    `missing` that the image lacks it.
     """
 
     owner: int
     part: str = ""
     place: int = 0
     suspect: bool = False
+    missing: bool = False
 
 
 def roles_of(description: Mapping[str, Any]) -> list[Role]:
@@ -48,20 +50,23 @@ def roles_of(description: Mapping[str, Any]) -> list[Role]:
             parts[page] = (record["index"], part, place)
     stray = _stray_pages(description)
     suspects = _suspect_pages(description) | stray
+    missing = set(description.get("missing_pages") or ())
     roles = []
     for page in range(n_pages):
+        owner, part, place = parts.get(page, (FREE, "", 0))
         if page in stray:
-            roles.append(Role(STRAY, suspect=True))
-        elif page in parts:
-            roles.append(Role(*parts[page], suspect=page in suspects))
-        else:
-            roles.append(Role(FREE, suspect=page in suspects))
+            owner, part, place = STRAY, "", 0
+        roles.append(Role(owner, part, place, page in suspects, page in missing))
     suspect = any(_is_about_admin_page(problem, n_pages) for problem in description["problems"])
     return [*roles, Role(ADMIN, suspect=suspect)]
 
 
 def in_words(role: Role, description: Mapping[str, Any]) -> str:
     """`record 0 (9PFS), ring in, page 3 of it`, `free`, `administration page`."""
+    return _in_words(role, description) + (", not in the image" if role.missing else "")
+
+
+def _in_words(role: Role, description: Mapping[str, Any]) -> str:
     if role.owner == FREE:
         return "free"
     if role.owner == ADMIN:

@@ -16,10 +16,10 @@ reading; to search the bytes would cost more than to read them.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from xenlive.abi.kexec_module import EYE_CATCHER
-from xenlive.dump.space import Space
+from xenlive.dump.space import Extent, Space
 from xenlive.memory.address import PAGE_SIZE, round_down, round_up
 
 # Each is read and checked, which takes up to half a millisecond. Real memory has one or two; a
@@ -27,45 +27,74 @@ from xenlive.memory.address import PAGE_SIZE, round_down, round_up
 MAX_CANDIDATES = 1 << 14
 
 _4_GIB = 1 << 32
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 _WORD_BYTES = 8
+#: Told how many bytes of how many a search has passed, holes and all.
+Progress = Callable[[int, int], None]
+
 _EYE_CATCHER_WORD = int.from_bytes(EYE_CATCHER, "little")
 
 
-def eye_catchers(space: Space) -> Iterator[int]:
+def eye_catchers(space: Space, progress: Progress | None = None) -> Iterator[int]:
     """Addresses of pages that start with the eye catcher, in the order of the search."""
     found = 0
-    for low, high in ((0, _4_GIB), (_4_GIB, 1 << 64)):
-        for address in _search(space, low, high):
-            yield address
+    for address, buffer, count in chunks(space, progress):
+        for page in eye_catchers_in(buffer, count):
+            yield address + page
             found += 1
             if found == MAX_CANDIDATES:
                 return
 
 
-def _search(space: Space, low: int, high: int) -> Iterator[int]:
-    """Pages with the eye catcher in [low, high), the highest first."""
+def eye_catchers_in(buffer: mmap.mmap, count: int) -> list[int]:
+    """Offsets of the pages in the first `count` bytes that start with it, the last first."""
+    with memoryview(buffer) as view, view.cast("Q") as words:
+        page_starts = words[:: PAGE_SIZE // _WORD_BYTES]
+        starts = page_starts[: (count + PAGE_SIZE - _WORD_BYTES) // PAGE_SIZE].tolist()
+        page_starts.release()
+    if _EYE_CATCHER_WORD not in starts:
+        return []
+    pages = reversed(range(len(starts)))
+    return [page * PAGE_SIZE for page in pages if starts[page] == _EYE_CATCHER_WORD]
+
+
+def chunks(space: Space, progress: Progress | None = None) -> Iterator[tuple[int, mmap.mmap, int]]:
+    """(address, buffer, how many bytes of it) of all memory but its holes, in the search's order.
+
+    The buffer is one and the same each time. Addresses are those of pages.
+    """
     # A bytearray's bytes begin 16 bytes into a page: some processors copy to there at a fifth of
     # the speed. A mapping begins with a page.
-    buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
-    page_starts = buffer.cast("Q")[:: PAGE_SIZE // _WORD_BYTES]
-    for extent in reversed(space.extents):
-        shift = extent.address - extent.offset
-        start, end = max(extent.address, low), min(extent.end, high)
-        for run_start, run_end in space.source.data_runs_from_end(start - shift, end - shift):
-            first = round_up(start, PAGE_SIZE)
-            first = max(first, round_down(run_start + shift, PAGE_SIZE))
-            for chunk in _chunks_from_end(first, run_end + shift):
-                there = buffer[: min(_CHUNK_BYTES, run_end + shift - chunk)]
-                count = space.source.read_into(chunk - shift, there)
-                words = page_starts[: (count + PAGE_SIZE - _WORD_BYTES) // PAGE_SIZE].tolist()
-                if _EYE_CATCHER_WORD in words:
-                    for index in reversed(range(len(words))):
-                        if words[index] == _EYE_CATCHER_WORD:
-                            yield chunk + index * PAGE_SIZE
+    buffer = mmap.mmap(-1, CHUNK_BYTES)
+    total = sum(extent.size for extent in space.extents)
+    passed = 0
+    with memoryview(buffer) as view:
+        for low, high in ((0, _4_GIB), (_4_GIB, 1 << 64)):
+            for extent in reversed(space.extents):
+                start, end = max(extent.address, low), min(extent.end, high)
+                if start >= end:
+                    continue
+                for chunk, count in _extent_chunks(space, extent, start, end, view):
+                    if progress is not None:
+                        progress(passed + end - chunk, total)
+                    yield chunk, buffer, count
+                passed += end - start
+
+
+def _extent_chunks(
+    space: Space, extent: Extent, start: int, end: int, buffer: memoryview
+) -> Iterator[tuple[int, int]]:
+    """Reads the part [start, end) of an extent to the buffer, the last chunk first."""
+    shift = extent.address - extent.offset
+    for run_start, run_end in space.source.data_runs_from_end(start - shift, end - shift):
+        first = round_up(start, PAGE_SIZE)
+        first = max(first, round_down(run_start + shift, PAGE_SIZE))
+        for chunk in _chunks_from_end(first, run_end + shift):
+            there = buffer[: min(CHUNK_BYTES, run_end + shift - chunk)]
+            yield chunk, space.source.read_into(chunk - shift, there)
 
 
 def _chunks_from_end(start: int, end: int) -> range:
     """Where chunks of [start, end) start, the last first; the first one is whole."""
-    count = max(0, -(-(end - start) // _CHUNK_BYTES))
-    return range(start + (count - 1) * _CHUNK_BYTES, start - 1, -_CHUNK_BYTES)
+    count = max(0, -(-(end - start) // CHUNK_BYTES))
+    return range(start + (count - 1) * CHUNK_BYTES, start - 1, -CHUNK_BYTES)

@@ -8,7 +8,9 @@ Opening `/proc/PID/fd/N` makes a descriptor of our own on the same memory: its o
 `SEEK_DATA` moves, is not the domain's.
 
 **Invariants.** The file is opened for reading only and neither locked nor waited for. Numbers from
-the outside may be of any size: what lies outside of the file is not there, and no error.
+the outside may be of any size: what lies outside of the file is not there, and no error. Once it is
+open, what the system can't read is an `ImageError` (`unreadable`): an `OSError` that somebody meets
+while an image is open is not about the image.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ class Source:
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(self._fd)
+            if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+                what = "is a pipe: save what comes out of it to a file first"
+                raise self.error("not-an-image", what)
             if not stat.S_ISREG(status.st_mode):
                 raise self.error("not-an-image", "is no regular file")
             self.size_bytes = status.st_size
@@ -62,21 +67,41 @@ class Source:
         size = min(size, self.size_bytes - offset)
         if offset < 0 or size <= 0:
             return b""
-        data = os.pread(self._fd, size, offset)
+        data = self._pread(size, offset)
         if len(data) == size:
             return data
         parts = [data]
         while parts[-1]:  # a signal, or more than one call gives
             offset += len(parts[-1])
             size -= len(parts[-1])
-            parts.append(os.pread(self._fd, size, offset) if size else b"")
+            parts.append(self._pread(size, offset) if size else b"")
         return b"".join(parts)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this very file, by whatever name."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._fd))
+        except OSError:
+            return False  # it is not there
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise self._unreadable(error, offset) from None
+
+    def _unreadable(self, error: OSError, offset: int) -> ImageError:
+        what = f"can't be read at {offset:#x}: {error.strerror or error}"
+        return self.error("unreadable", what, offset)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Reads to `buffer`; how many bytes came, fewer where the file ends, as it is now."""
         done = 0
         while done < len(buffer) and offset + done < self.size_bytes:
-            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise self._unreadable(error, offset + done) from None
             if not count:
                 break
             done += count

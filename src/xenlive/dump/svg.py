@@ -20,7 +20,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from xenlive.dump import lines
-from xenlive.dump.picture import legend_of, sign_of
+from xenlive.dump.picture import MISSING, SIGN_MISSING, legend_of, sign_of
 from xenlive.dump.roles import ADMIN, FREE, INTERFACE, RING_IN, RING_OUT, STRAY, Role, roles_of
 from xenlive.dump.roles import in_words as role_in_words
 from xenlive.dump.words import place_of, printable
@@ -35,23 +35,26 @@ GAP = 2
 
 #: Fill of records by index, in the light and in the dark.
 PALETTE = (
-    *(("#1b8a5a", "#3ecf8e"), ("#2563c9", "#6ea8fe"), ("#b7791f", "#f0b429")),
-    *(("#8e44ad", "#c58af9"), ("#0e7c86", "#40c4d0"), ("#c2410c", "#ff8a5c")),
+    *(("#17794f", "#3ecf8e"), ("#2563c9", "#6ea8fe"), ("#8f5d14", "#f0b429")),
+    *(("#8e44ad", "#c58af9"), ("#0c6f78", "#40c4d0"), ("#b83c0a", "#ff8a5c")),
     *(("#5b6b1f", "#b4c94c"), ("#9d174d", "#f27ab0")),
 )
 _PLAIN = {  # class: fill in the light, fill in the dark
     "bg": ("#ffffff", "#14171c"),
     "text": ("#1f2430", "#e6e8ee"),
-    "dim": ("#6b7280", "#9aa3b2"),
+    "dim": ("#626977", "#9aa3b2"),
     "bad": ("#c81e1e", "#ff6b6b"),
     "free": ("#e5e7eb", "#2b313b"),
     "admin": ("#1f2430", "#e6e8ee"),
     "ram": ("#d1d5db", "#3a424f"),
-    "on": ("#ffffff", "#14171c"),  # what is written on a page
+    "on": ("#ffffff", "#14171c"),  # what is written on a page, but on tints it is `text`
 }
+#: How much of an owner's colour the pages of out rings have; the rest is the background's.
+OUT_TINT = 0.35
 _COLUMNS = 110  # characters of a line, in whatever font the viewer has
 #: Up to so many pages: so many in a row.
 _ROWS = ((20, 20), (64, 16), (512, 32), (1 << 16, 64))
+_SIDE_WITH_SIGNS = 16  # of a square; smaller ones have no room to write on
 #: More problems than that are counted, not listed.
 MAX_PROBLEMS = 50
 
@@ -107,9 +110,8 @@ def _memory(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
 def _pages(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
     """The squares, in rows of a power of two."""
     roles = roles_of(description)
-    per_row = next(n for most, n in _ROWS if len(roles) <= most)
-    pitch = min((WIDTH - 2 * MARGIN - LABEL) // per_row, 40)
-    side = pitch - GAP
+    per_row, side = _squares(len(roles))
+    pitch = side + GAP
     parts = []
     for start in range(0, len(roles), per_row):
         label = place_of(description["address"], start)
@@ -124,16 +126,24 @@ def _pages(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
     return parts, y + 14
 
 
+def _squares(n: int) -> tuple[int, int]:
+    """How many squares a row has, of a module of `n` pages, and how long their sides are."""
+    per_row = next(columns for most, columns in _ROWS if n <= most)
+    return per_row, min((WIDTH - 2 * MARGIN - LABEL) // per_row, 40) - GAP
+
+
 def _page(role: Role, x: int, y: int, side: int, about: str) -> list[str]:
     css = _class(role)
     if role.suspect:
         css += " suspect"
     drawn = [_rect(css, x, y, side, side, about)]
-    if side >= 16:
+    if side >= _SIDE_WITH_SIGNS:
         mark = sign_of(role.owner) if role.owner != FREE else ""
         mark += {INTERFACE: "i", RING_IN: "<", RING_OUT: ">"}.get(role.part, "")
+        mark = SIGN_MISSING if role.missing else mark
+        ink = "text" if role.missing or role.part == RING_OUT else "on"
         if mark:
-            drawn.append(_text(x + side // 2, y + side // 2 + 4, "on", mark, anchor="middle"))
+            drawn.append(_text(x + side // 2, y + side // 2 + 4, ink, mark, anchor="middle"))
     elif role.part == INTERFACE:
         drawn.append(f'<circle class="on" cx="{x + side / 2:g}" cy="{y + side / 2:g}" r="2"/>')
     return drawn
@@ -141,12 +151,15 @@ def _page(role: Role, x: int, y: int, side: int, about: str) -> list[str]:
 
 def _legend(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
     parts = []
-    for owner, text in legend_of(description):
+    _, side = _squares(description["n_pages"] + 1)
+    for owner, text in legend_of(description, side >= _SIDE_WITH_SIGNS):
         if owner is not None:
-            parts.append(_rect(_class(Role(owner)), MARGIN, y, 14, 14, ""))
-            sign = sign_of(owner)
-            mark = "" if owner == FREE else sign
-            parts.append(_text(MARGIN + 7, y + 11, "on", mark, size=11, anchor="middle"))
+            role = Role(FREE, missing=True) if owner == MISSING else Role(owner)
+            parts.append(_rect(_class(role), MARGIN, y, 14, 14, ""))
+            ink = "text" if role.missing else "on"
+            if owner != FREE:
+                mark = sign_of(owner)
+                parts.append(_text(MARGIN + 7, y + 11, ink, mark, size=11, anchor="middle"))
         parts.append(_text(MARGIN + 24, y + 12, "text" if owner is not None else "dim", text))
         y += LINE
     return parts, y + 4
@@ -166,6 +179,8 @@ def _problems(description: Mapping[str, Any], y: int) -> tuple[list[str], int]:
 
 
 def _class(role: Role) -> str:
+    if role.missing:
+        return "missing"
     plain = {FREE: "free", ADMIN: "admin", STRAY: "bad"}
     if role.owner in plain:
         return plain[role.owner]
@@ -177,7 +192,8 @@ def _style() -> str:
     colours = _PLAIN | {f"o{index}": pair for index, pair in enumerate(PALETTE)}
     light = "".join(f".{name}{{fill:{pair[0]}}}" for name, pair in colours.items())
     dark = "".join(f".{name}{{fill:{pair[1]}}}" for name, pair in colours.items())
-    more = ".out{fill-opacity:.62}.suspect{stroke:#e11d1d;stroke-width:3}"
+    more = f".out{{fill-opacity:{OUT_TINT}}}.suspect{{stroke:#e11d1d;stroke-width:3}}"
+    more += ".missing{fill:none;stroke:#8b93a1;stroke-width:1.5;stroke-dasharray:3 2}"
     return f"<style>{light}{more}@media (prefers-color-scheme:dark){{{dark}}}</style>"
 
 
