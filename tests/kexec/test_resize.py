@@ -303,7 +303,7 @@ def test_memory_that_can_not_be_written_is_read_as_it_would_be_put_in_order() ->
                 memory = GuestMemory([(0, image)])
                 module = KexecModule.attach(memory, PhysAddr(0), len(image))
                 assert module.owners() == expected.owners()
-                with pytest.raises(TypeError):
+                with pytest.raises(ModuleError, match="read-only"):
                     module.update_record(0, b"x")
 
 

@@ -9,9 +9,13 @@ that moment. So it matters what one instruction stores:
 Every change of the module is: prepare where nobody looks, make it visible with one store, then
 clean up. Layout: `abi/kexec_module.py`.
 
+"Any part" is more than a plain loop does, which stores from front to back: a `memcpy` may start at
+the end, or store both ends first, and where no rule is stated none is relied on.
+
 **Invariants.** Nothing else writes to the page. The header's numbers are kept beside it and change
-with it. Stores go through `memoryview.cast`, which is one instruction for each size, aligned or
-not; `struct.pack_into` would store byte by byte.
+with it; they are never read a second time, and an entry whose data would lie outside of what they
+say is an `ImageError`. Stores go through `memoryview.cast`, which is one instruction for each size,
+aligned or not; `struct.pack_into` would store byte by byte.
 
 Why a class of its own: a test that writes down every store can give the page as it was at each
 moment a kernel could have died, and a rehearsal on a copy shows whether a longer change can be
@@ -79,16 +83,20 @@ class Record:
 
 
 class AdminPage:
-    """The administration page in live memory: `view` is all 4096 bytes of it."""
+    """The administration page in live memory: `view` is all 4096 bytes of it.
+
+    `checked` is the copy of it that was verified, whose header counts; without it the header is
+    taken from the page as it is.
+    """
 
     __slots__ = ("_view", "n_pages", "n_records", "recs_off")
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, checked: bytes | None = None) -> None:
         self._view = view
-        self.n_pages = 0
-        self.n_records = 0
-        self.recs_off = 0
-        self.reread_header()
+        header = HEADER.unpack(view if checked is None else checked)
+        self.n_pages: int = header[1]
+        self.n_records: int = header[2]
+        self.recs_off: int = header[3]
 
     # Stores of one instruction.
 
@@ -135,11 +143,18 @@ class AdminPage:
 
     def scratch(self) -> AdminPage:
         """A copy of the page in memory of its own, to try things out on."""
-        return AdminPage(memoryview(bytearray(self._view)))
+        copy = memoryview(bytearray(self._view))
+        return self._like(copy)
 
     def frozen(self) -> AdminPage:
         """The same page, read-only from now on."""
-        return AdminPage(self._view.toreadonly())
+        return self._like(self._view.toreadonly())
+
+    def _like(self, view: memoryview) -> AdminPage:
+        """A page with the same header, whatever the bytes say."""
+        page = AdminPage(view)
+        page.n_pages, page.n_records, page.recs_off = self.n_pages, self.n_records, self.recs_off
+        return page
 
     def release(self) -> None:
         """Lets go of the memory behind it; no call after that."""
@@ -210,8 +225,11 @@ class AdminPage:
         """An entry as it stands there. ImageError if it was damaged since the module was sound."""
         where = self.entry_offset(index)
         offset, type_, size = RECORD.unpack(self._view, where)
-        if type_ != RECORD_NONE and offset + size > PAGE_SIZE:
-            raise ImageError("record-outside", f"record {index} is not in its page", where)
+        if type_ != RECORD_NONE:
+            if offset + size > PAGE_SIZE:
+                raise ImageError("record-outside", f"record {index} is not in its page", where)
+            if offset < self.table_end:
+                raise ImageError("record-over-table", f"record {index} is in the table", where)
         return Record(index, type_, offset, size)
 
     def records(self) -> list[Record]:

@@ -10,8 +10,10 @@ it wants, any number of the pages before that.
 
 **Invariants.** An attached module is sound, as `verify` has it, and stays so after every single
 store (`adminpage.py`): a kernel that dies between two stores leaves a sound module. Whatever fails
-has changed nothing. The administration page never moves. The header is read once; offsets in the
-table are checked at each use.
+has changed nothing. The administration page never moves. The header's numbers are those of the copy
+that was verified, whatever the page says later; offsets in the table are checked at each use. There
+is one `KexecModule` for a module at a time: after `grow`, `shrink`, `extend_table` or `compact`
+another one, attached before, is stale and must not be used.
 
 The posted C code stores a size or type modulo 256, hands out page 0 whether it is owned or not,
 and stops the machine when the table is full. Here these are `ModuleError` and `OutOfSpace`. What
@@ -36,34 +38,47 @@ from xenlive.kexec import arrange
 from xenlive.kexec.adminpage import AdminPage, Record
 from xenlive.kexec.recover import settle
 from xenlive.kexec.resize import resize
-from xenlive.kexec.verify import verify
+from xenlive.kexec.verify import first_problem
 from xenlive.memory.address import PAGE_SIZE, Frame, PhysAddr, frame_of
+from xenlive.memory.guest import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from typing_extensions import Buffer
+
     from xenlive.memory.e820 import MemoryMap
-    from xenlive.memory.guest import GuestMemory
 
 __all__ = ["KexecModule", "Record"]
 
 
 class KexecModule:
-    """A kexec module in guest memory; made by `create` or `attach`, never directly."""
+    """A kexec module in guest memory; made by `create`, `attach` or `from_bytes`, never directly.
 
-    __slots__ = ("_page", "address")
+    Where the memory can't be written, all that would change the module is a `ModuleError`.
+    """
 
-    def __init__(self, page: AdminPage, address: PhysAddr) -> None:
+    __slots__ = ("_memory", "_page", "address")
+
+    def __init__(self, page: AdminPage, address: PhysAddr, memory: GuestMemory) -> None:
         self._page = page
+        self._memory = memory
         self.address = address
+
+    def __repr__(self) -> str:
+        records = len(self.records())
+        return (
+            f"<KexecModule: {self.n_pages + 1} pages at {self.address:#x}, "
+            f"{records} of {self.n_records} records>"
+        )
 
     @classmethod
     def create(cls, memory: GuestMemory, address: PhysAddr, n_module_pages: int) -> KexecModule:
         """A fresh module of `n_module_pages` at `address`; only its last page is cleared.
 
-        ModuleError for a number of pages no module has, BadAddress if they are not all there or
-        not page aligned.
+        ModuleError for a number of pages no module has, or if the memory can't be written;
+        BadAddress if they are not all there or not page aligned.
         """
         if not 1 <= n_module_pages <= MAX_MODULE_PAGES:
             what = f"a kexec module has 1 to {MAX_MODULE_PAGES} pages"
@@ -72,9 +87,11 @@ class KexecModule:
         if address % PAGE_SIZE:
             raise BadAddress(address, size_bytes, "a kexec module starts at a page boundary")
         page = AdminPage(memory.view(address, size_bytes)[-PAGE_SIZE:])
+        if page.is_readonly():
+            raise ModuleError("no kexec module can be made in read-only memory, at", address)
         n_pages = n_module_pages - 1
         page.format(n_pages, FRESH_RECORDS, fresh_recs_off(n_pages))
-        return cls(page, address)
+        return cls(page, address, memory)
 
     @classmethod
     def attach(cls, memory: GuestMemory, address: PhysAddr, size_bytes: int) -> KexecModule:
@@ -87,19 +104,34 @@ class KexecModule:
             what = f"{size_bytes} bytes at {address:#x} are no whole pages"
             raise ImageError("bad-size", what)
         try:
-            page = AdminPage(memory.view(address, size_bytes)[-PAGE_SIZE:])
+            view = memory.view(address, size_bytes)[-PAGE_SIZE:]
         except BadAddress as error:
             raise ImageError("outside-memory", f"the module is not in memory: {error}") from None
-        problems = verify(page.whole(), size_bytes)
-        if problems:
-            first = problems[0]
-            raise ImageError(first.code, first.message, first.offset)
-        if page.is_readonly():
-            page = page.scratch()
+        # Another kernel or its host may still be writing: what was checked is what counts.
+        checked = bytes(view)
+        problem = first_problem(checked, size_bytes)
+        if problem is not None:
+            raise ImageError(problem.code, problem.message, problem.offset)
+        if view.readonly:
+            page = AdminPage(memoryview(bytearray(checked)))
             settle(page, size_bytes)
-            return cls(page.frozen(), address)
+            return cls(page.frozen(), address, memory)
+        page = AdminPage(view, checked)
         settle(page, size_bytes)
-        return cls(page, address)
+        return cls(page, address, memory)
+
+    @classmethod
+    def from_bytes(cls, data: Buffer, address: int = 0) -> KexecModule:
+        """The module that these bytes are, which lay at `address`; ImageError as `attach`.
+
+        It is a copy, and can only be read. For notebooks, debuggers and scripts.
+        """
+        image = bytes(memoryview(data))
+        try:
+            memory = GuestMemory([(address, image)])
+        except BadAddress as error:
+            raise ImageError("outside-memory", f"the module is not in memory: {error}") from None
+        return cls.attach(memory, PhysAddr(address), len(image))
 
     @property
     def n_pages(self) -> int:
@@ -129,6 +161,7 @@ class KexecModule:
     def release(self) -> None:
         """Lets go of the memory behind it; no call after that."""
         self._page.release()
+        self._memory = _NO_MEMORY
 
     # Records.
 
@@ -156,7 +189,7 @@ class KexecModule:
         """A record's data. ModuleError if there is no such record."""
         return self._page.data(self.record(index))
 
-    def add_record(self, type: int, data: bytes) -> int:
+    def add_record(self, type: int, data: Buffer) -> int:
         """Stores a new record of `type`, 1 to 255, and gives its index.
 
         ModuleError for a type or size that the table can't hold (at most 255 bytes), OutOfSpace
@@ -164,21 +197,23 @@ class KexecModule:
         `extend_table` and `compact` may help then.
         """
         _validate_type(type)
-        if len(data) > MAX_RECORD_SIZE:
-            raise ModuleError(f"a record has at most {MAX_RECORD_SIZE} bytes", len(data))
-        return self._page.add(type, data)
+        stored = bytes(memoryview(data))
+        if len(stored) > MAX_RECORD_SIZE:
+            raise ModuleError(f"a record has at most {MAX_RECORD_SIZE} bytes", len(stored))
+        return self._writable().add(type, stored)
 
-    def update_record(self, index: int, data: bytes, offset: int = 0) -> None:
+    def update_record(self, index: int, data: Buffer, offset: int = 0) -> None:
         """Overwrites a record's bytes from `offset` on. ModuleError if it has not that many.
 
         Many stores: see `sealed.py` for a record whose update is one.
         """
         record = self.record(index)
-        if offset < 0 or offset + len(data) > record.size:
+        stored = bytes(memoryview(data))
+        if offset < 0 or offset + len(stored) > record.size:
             raise ModuleError(
-                f"record {index} has {record.size} bytes, not those at {offset}", len(data)
+                f"record {index} has {record.size} bytes, not those at {offset}", len(stored)
             )
-        self._page.copy(record.offset + offset, data)
+        self._writable().copy(record.offset + offset, stored)
 
     def update_record_u32(self, index: int, value: int, offset: int = 0) -> None:
         """Overwrites four bytes of a record, little endian, with one store.
@@ -190,7 +225,7 @@ class KexecModule:
             raise ModuleError(f"record {index} has {record.size} bytes, not 4 from", offset)
         if not 0 <= value < 1 << 32:
             raise ModuleError("no number of four bytes", value)
-        self._page.store_u32(record.offset + offset, value)
+        self._writable().store_u32(record.offset + offset, value)
 
     def delete_record(self, index: int, *, free_pages: bool = False) -> None:
         """Takes a record out of the table; its bytes are zeroed, and of use again if it was last.
@@ -198,13 +233,14 @@ class KexecModule:
         ModuleError if there is no such record, or if it owns pages and they are not to be freed.
         Those are freed first, one after the other.
         """
+        page = self._writable()
         record = self.record(index)
         pages = self.pages_of(index)
         if pages and not free_pages:
             raise ModuleError(f"record {index} owns pages, so it can't be deleted", len(pages))
         for first, n in _runs(pages):
             self.free_pages(first, n)
-        self._page.drop(record)
+        page.drop(record)
 
     def free_record_bytes(self) -> int:
         """Bytes left for the data of new records."""
@@ -217,7 +253,7 @@ class KexecModule:
 
         Records keep index, type and bytes. What can't be moved without a moment of risk stays.
         """
-        arrange.compact(self._page)
+        arrange.compact(self._writable())
         return self.free_record_bytes()
 
     def extend_table(self, n_records: int) -> None:
@@ -225,7 +261,7 @@ class KexecModule:
 
         ModuleError for fewer than now or more than 255, OutOfSpace if there is no room.
         """
-        arrange.extend_table(self._page, n_records)
+        arrange.extend_table(self._writable(), n_records)
 
     def grow(
         self, n_pages: int, memmap: MemoryMap, reserved: Iterable[tuple[int, int]] = ()
@@ -234,16 +270,18 @@ class KexecModule:
 
         `reserved` are pairs of address and size in bytes that are in use. Nothing in memory moves,
         but each page's index is higher by `n_pages` from then on; the new pages have the lowest,
-        and keep what was in them. OutOfSpace if there are not so many below the module, or no
-        room in the administration page; ModuleError for a size that no module has.
+        and keep what was in them. OutOfSpace if there are not so many below the module, by the map
+        and in the memory it was made in, or no room in the administration page; ModuleError for a
+        size that no module has.
         """
+        page = self._writable()
         if n_pages < 1 or self.n_pages + 1 + n_pages > MAX_MODULE_PAGES:
             what = f"a kexec module of {self.n_pages + 1} pages grows to at most {MAX_MODULE_PAGES}"
             raise ModuleError(what, n_pages)
-        room = memmap.room_below(self.address, reserved)
+        room = min(memmap.room_below(self.address, reserved), self._memory_below())
         if room < n_pages:
             raise OutOfSpace("free pages below the kexec module", n_pages, room)
-        resize(self._page, self.n_pages + n_pages)
+        resize(page, self.n_pages + n_pages)
         self.address = PhysAddr(self.address - n_pages * PAGE_SIZE)
 
     def shrink(self, n_pages: int) -> None:
@@ -251,13 +289,14 @@ class KexecModule:
 
         ModuleError for a number of pages that it has not, OutOfSpace if one of them is in use.
         """
+        page = self._writable()
         if not 1 <= n_pages <= self.n_pages:
             raise ModuleError(f"the module has {self.n_pages} pages to give back", n_pages)
         owners = self.owners()
         free = len(owners) - len(owners.lstrip(bytes([PAGE_FREE])))
         if free < n_pages:
             raise OutOfSpace("free pages at the lower end of the kexec module", n_pages, free)
-        resize(self._page, self.n_pages - n_pages)
+        resize(page, self.n_pages - n_pages)
         self.address = PhysAddr(self.address + n_pages * PAGE_SIZE)
 
     # Pages.
@@ -288,6 +327,7 @@ class KexecModule:
         They keep what was in them. ModuleError for no such record or `n` below 1, OutOfSpace when
         no run is long enough.
         """
+        page = self._writable()
         owner = self.record(record).index
         if n < 1:
             raise ModuleError("can't allocate that many pages", n)
@@ -295,18 +335,19 @@ class KexecModule:
         first = owners.find(bytes([PAGE_FREE]) * n)
         if first < 0:
             raise OutOfSpace("pages of the kexec module in a row", n, _longest_free_run(owners))
-        self._page.set_owners(first, bytes([owner]) * n)
+        page.set_owners(first, bytes([owner]) * n)
         return first
 
     def free_pages(self, first: int, n: int) -> None:
         """Takes `n` pages from `first` on from their owners. ModuleError unless all have one."""
+        page = self._writable()
         if n < 1:
             raise ModuleError("can't free that many pages", n)
         if first < 0 or first + n > self.n_pages:
             raise ModuleError(f"the module has {self.n_pages} pages, not the {n} from", first)
         if PAGE_FREE in self.owners()[first : first + n]:
             raise ModuleError(f"not all of the {n} pages are owned from", first)
-        self._page.set_owners(first, bytes([PAGE_FREE]) * n)
+        page.set_owners(first, bytes([PAGE_FREE]) * n)
 
     def page_address(self, index: int) -> PhysAddr:
         """Address of an allocatable page. ModuleError if there is none of that index."""
@@ -318,8 +359,26 @@ class KexecModule:
         """Frame number of an allocatable page. ModuleError if there is none of that index."""
         return frame_of(self.page_address(index))
 
+    def _writable(self) -> AdminPage:
+        """The page, to be changed. ModuleError if it can't be."""
+        if self._page.is_readonly():
+            raise ModuleError("the kexec module was attached read-only, at", self.address)
+        return self._page
+
+    def _memory_below(self) -> int:
+        """How many whole pages are below the module in the run of memory that it lies in."""
+        for start, size in self._memory.regions():
+            if start <= self.address < start + size:
+                return (self.address - start) // PAGE_SIZE
+        return 0
+
+
+_NO_MEMORY = GuestMemory([])
+
 
 def _validate_type(type_: int) -> None:
+    if not isinstance(type_, int):
+        raise TypeError("a record's type is an int")
     if not RECORD_NONE < type_ <= MAX_RECORD_TYPE:
         raise ModuleError(f"a record's type is 1 to {MAX_RECORD_TYPE}", type_)
 

@@ -17,10 +17,14 @@ changes when the boundary is at its end, and the deletion of the record is the l
 either size is a way to look at the module, and `finish` gives the one that is asked for.
 
 While the journal is there, the free pages belong to it. A kernel that knows only the posted format
-and meets it sees a sound module in which no page is free, and so takes none that is in use.
+and meets it sees a sound module in which no page in use looks free, and so takes none of them. What
+it can't see is whose a page is: the owners on the other side of the boundary are `k` positions off,
+so a page may seem to be another record's, or the journal's. If that kernel frees "its" pages then,
+it frees others'. Nothing in the posted format can tell it; the window ends with the journal, and a
+kernel of ours that attaches in between closes it. Without a journal no owner is ever misread.
 
 **Invariants.** The page is sound after each single store. Whoever calls here has made room: the
-table starts behind the owners of the large form.
+table starts behind the owners of the large form. The journal's numbers are checked when it is read.
 
 Why not move the owners elsewhere and switch: the format has one place for them, offset 14.
 """
@@ -38,6 +42,7 @@ from xenlive.abi.kexec_module import (
     RESIZE_SHRINKING,
     fresh_recs_off,
 )
+from xenlive.errors import ImageError
 from xenlive.kexec.adminpage import rehearsed
 from xenlive.kexec.arrange import compact, cut_table, extend_table, pack, raise_table
 from xenlive.memory.address import PAGE_SIZE
@@ -85,13 +90,27 @@ def resize(page: AdminPage, n_pages: int) -> None:
 
 
 def find_resize(page: AdminPage) -> Resize | None:
-    """The journal in a sound page, if there is one."""
+    """The journal in a sound page, if there is one.
+
+    ImageError if it was damaged since the page was found to be sound.
+    """
     for record in page.records():
         if record.type == RECORD_RESIZE and record.size == RESIZE.size:
             data = page.data(record)
             if data.startswith(RESIZE_MAGIC):
-                return Resize(record.index, record.offset, data)
+                journal = Resize(record.index, record.offset, data)
+                _validate(page, journal)
+                return journal
     return None
+
+
+def _validate(page: AdminPage, journal: Resize) -> None:
+    """What `verify` has checked, again: these bytes are read a second time here."""
+    owners_end = PG2REC_OFFSET + journal.n_large
+    sizes = journal.n_small < journal.n_large and owners_end <= page.recs_off
+    if not sizes or journal.boundary > journal.n_large:
+        what = "the journal of a resize can't be carried through"
+        raise ImageError("bad-resize", what, page.entry_offset(journal.index))
 
 
 def finish(page: AdminPage, n_pages: int) -> None:
@@ -99,6 +118,8 @@ def finish(page: AdminPage, n_pages: int) -> None:
     journal = find_resize(page)
     if journal is None:
         return
+    if n_pages not in (journal.n_small, journal.n_large):
+        raise ImageError("bad-resize", "the journal is of a resize to other sizes", value=n_pages)
     _hold_free_pages(page, journal)
     _turn(page, journal, shrinking=n_pages == journal.n_small)
     while _step(page, journal):

@@ -226,7 +226,7 @@ class Worker:
 
     def _with_page(self, page: AdminPage) -> KexecModule:
         """The module as this kernel knows it, over another view of its last page."""
-        return KexecModule(page, PhysAddr(self.expected.address))
+        return KexecModule(page, PhysAddr(self.expected.address), self._memory)
 
     def _view(self) -> memoryview:
         return self.machine.memory.view(PhysAddr(self.expected.admin_address), PAGE)
