@@ -39,6 +39,11 @@ class Slot:
 
 def slots_of(data: bytes, pages: bytes) -> list[Slot]:
     """The written slots, newest first; none if the record has not the form."""
+    return [slot for slot in all_slots(data, pages) if slot.generation]
+
+
+def all_slots(data: bytes, pages: bytes) -> list[Slot]:
+    """Void ones, too."""
     size = (len(data) - 8) // 2
     if data[:4] != b"KexS" or size < 8 or len(data) % 2:
         return []
@@ -49,7 +54,7 @@ def slots_of(data: bytes, pages: bytes) -> list[Slot]:
         found.append(
             Slot(start, generation, checksum == seal(data, generation, payload, pages), payload)
         )
-    return sorted((slot for slot in found if slot.generation), key=lambda slot: -slot.generation)
+    return sorted(found, key=lambda slot: -slot.generation)
 
 
 def seal(data: bytes, generation: int, payload: bytes, pages: bytes) -> int:
@@ -90,7 +95,8 @@ def seal_read(player: Player, state: State, index: int, *_: int) -> State:
     found = read_sealed(player.module, index, player.ram.memory)
     expect((found.generation, found.payload) == (good[0].generation, good[0].payload), "the newest")
     expect(found.kind == int.from_bytes(data[4:6], "little"), "its kind")
-    expect(found.fell_back == (slots[0].generation > good[0].generation), "fell back or not")
+    bad = [slot.generation for slot in slots if not slot.matches]
+    expect(found.fell_back == (max(bad, default=0) >= good[0].generation), "fell back or not")
     expect(found.covers_pages == covers(data), "covers pages or not")
     return state
 
@@ -103,15 +109,32 @@ def seal_update(player: Player, state: State, index: int, byte: int, less: int) 
     data = state.records[index][1]
     size = max((len(data) - 8) // 2 - 8, 0)
     payload = bytes([byte]) * (size + (less == 1))
-    kept = [slot for slot in slots_of(data, pages) if slot.matches or covers(data)]
-    if not kept or kept[0].generation == MAX_GENERATION or len(payload) != size:
+    kept, before = _kept(data, pages)
+    if kept is None or before == MAX_GENERATION or len(payload) != size:
         player.refused(lambda: update_sealed(player.module, index, payload, player.ram.memory))
     generation = update_sealed(player.module, index, payload, player.ram.memory)
-    expect(generation == kept[0].generation + 1, "a generation on")
-    start = 8 if kept[0].start != 8 else 8 + 8 + size
+    expect(kept is not None and generation == before + 1, "a generation on")
+    assert kept is not None
+    start = 8 if kept.start != 8 else 8 + 8 + size
     slot = struct.pack("<II", generation, seal(data, generation, payload, pages)) + payload
     record = TYPE, data[:start] + slot + data[start + len(slot) :]
     return replace(state, records={**state.records, index: record})
+
+
+def _kept(data: bytes, pages: bytes) -> tuple[Slot | None, int]:
+    """The slot that an update leaves as it is, and its generation as far as that is believed."""
+    slots = all_slots(data, pages)
+    good = [slot for slot in slots if slot.generation and slot.matches]
+    if good or not slots or not covers(data):
+        return (good[0], good[0].generation) if good else (None, 0)
+    newer, older = slots
+    if newer.generation == older.generation:
+        newer, older = older, newer
+    if (newer.generation, older.generation) == (MAX_GENERATION, MAX_GENERATION):
+        return older, 0
+    if newer.generation == MAX_GENERATION != older.generation + 1:
+        return older, older.generation
+    return newer, newer.generation
 
 
 def _pages(player: Player, state: State, index: int) -> bytes | None:

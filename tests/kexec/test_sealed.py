@@ -22,6 +22,7 @@ from xenlive.kexec.sealed import (
     update_sealed,
 )
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
+from xenlive.memory.e820 import E820_RAM, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
 
 ADDRESS = PhysAddr(0x100000)
@@ -121,7 +122,7 @@ def test_covered_pages_need_memory() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.integers(8, 8 + 2 * (8 + len(OLD)) - 1), st.integers(1, 255))
 def test_a_damaged_byte_is_told(at: int, flip: int) -> None:
-    """One wrong byte: the other slot counts. It says so, unless the newer one looks void or old."""
+    """One wrong byte: the other slot counts. Told, unless the damaged one is void or older."""
     _, module = fresh()
     index = add_sealed(module, 7, OLD)
     update_sealed(module, index, NEW)
@@ -131,8 +132,8 @@ def test_a_damaged_byte_is_told(at: int, flip: int) -> None:
     found = read_sealed(module, index)
     newest_is_hit = at >= 33
     assert found.payload == (OLD if newest_is_hit else NEW)
-    highest = max(struct.unpack_from("<I", data, where)[0] for where in (8, 33))
-    assert found.fell_back == (highest != found.generation)
+    damaged = struct.unpack_from("<I", data, 33 if newest_is_hit else 8)[0]
+    assert found.fell_back == (damaged >= found.generation)
     assert update_sealed(module, index, OLD) == found.generation + 1
     after = read_sealed(module, index)
     assert (after.payload, after.fell_back) == (OLD, False)
@@ -195,3 +196,103 @@ def test_the_last_generation_is_an_answer() -> None:
     with pytest.raises(OutOfSpace):
         update_sealed(module, index, NEW)
     assert module.read_record(index) == last
+
+
+def covering(n_updates: int) -> tuple[GuestMemory, KexecModule, int]:
+    """A sealed record with two pages, updated so many times after they were filled."""
+    memory, module = fresh()
+    index = add_sealed(module, 9, OLD, memory)
+    for page in range(module.alloc_pages(index, 2), 2):
+        memory.write(module.page_address(page), bytes([page + 1]) * PAGE_SIZE)
+    for n in range(n_updates):
+        update_sealed(module, index, b"payload number %d." % n, memory)
+    return memory, module, index
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from([33, 8]), st.integers(0, 24), st.integers(1, 255), st.integers(2, 3))
+def test_the_slot_that_counts_is_never_written(start: int, at: int, flip: int, n: int) -> None:
+    """Any byte of either slot is damaged; its pages are covered, and as they were."""
+    memory, module, index = covering(n)
+    record = module.record(index)
+    data = bytearray(module.read_record(index))
+    data[start + at] ^= flip
+    module.update_record(index, bytes(data))
+    before = read_sealed(module, index, memory)
+    with recorded(module) as stores:
+        generation = update_sealed(module, index, NEW, memory)
+    pages = [memory.read(module.page_address(page), PAGE_SIZE) for page in (0, 1)]
+    for moment in stores.pages():
+        found = decode_sealed(moment[record.offset : record.end], pages)
+        assert (found.generation, found.payload) in (
+            (before.generation, before.payload),
+            (generation, NEW),
+        )
+    after = read_sealed(module, index, memory)
+    assert (after.payload, after.fell_back) == (NEW, False)
+    assert update_sealed(module, index, OLD, memory) == generation + 1
+
+
+@pytest.mark.parametrize("start", [8, 33])
+@pytest.mark.parametrize("n_updates", [0, 1, 2])
+@pytest.mark.parametrize("changed", [False, True], ids=["pages kept", "pages changed"])
+def test_a_damaged_generation_is_no_last_one(start: int, n_updates: int, changed: bool) -> None:
+    """The highest number there is: the update after it, and all that follow, go on."""
+    memory, module, index = covering(n_updates)
+    module.update_record_u32(index, 0xFFFFFFFF, start)
+    if changed:
+        memory.write(module.page_address(1), b"changed")
+    first = update_sealed(module, index, NEW, memory)
+    assert first < 0xFFFFFFFF
+    assert (read_sealed(module, index, memory).payload) == NEW
+    assert update_sealed(module, index, OLD, memory) == first + 1
+    found = read_sealed(module, index, memory)
+    assert (found.payload, found.generation, found.fell_back) == (OLD, first + 1, False)
+
+
+def test_both_generations_damaged() -> None:
+    memory, module, index = covering(2)
+    for start in (8, 33):
+        module.update_record_u32(index, 0xFFFFFFFF, start)
+    generation = update_sealed(module, index, NEW, memory)
+    assert read_sealed(module, index, memory).payload == NEW
+    assert update_sealed(module, index, OLD, memory) == generation + 1
+    found = read_sealed(module, index, memory)
+    assert (found.payload, found.fell_back) == (OLD, False)
+
+
+def test_the_last_generation_with_pages_that_changed() -> None:
+    memory, module, index = covering(0)
+    last = sealed_by_hand(9, 1, [(0xFFFFFFFE, NEW), (0xFFFFFFFF, OLD)], b"")
+    module.update_record(index, last)
+    with pytest.raises(OutOfSpace):
+        update_sealed(module, index, NEW, memory)
+    assert module.read_record(index) == last
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_two_slots_of_one_generation(damaged: int) -> None:
+    slots = [(2, OLD), (2, NEW)]
+    data = bytearray(sealed_by_hand(7, 0, slots, b""))
+    assert not decode_sealed(bytes(data)).fell_back
+    data[8 + 25 * damaged + 8] ^= 1
+    found = decode_sealed(bytes(data))
+    assert (found.payload, found.fell_back) == (slots[1 - damaged][1], True)
+
+
+def test_a_seal_over_pages_is_over_what_is_in_them_and_their_order() -> None:
+    """Not over where they are: the indices change when the module grows, and the seal stays."""
+    memory = GuestMemory([(ADDRESS - 4 * PAGE_SIZE, bytearray(22 * PAGE_SIZE))])
+    module = KexecModule.create(memory, ADDRESS, 18)
+    index = add_sealed(module, 9, OLD, memory)
+    module.alloc_pages(index, 2)
+    for page in (0, 1):
+        memory.write(module.page_address(page), bytes([page + 1]) * PAGE_SIZE)
+    update_sealed(module, index, NEW, memory)
+    module.grow(4, MemoryMap([MemoryRange(0, 1 << 30, E820_RAM)]))
+    assert module.pages_of(index) == [4, 5]
+    assert read_sealed(module, index, memory).payload == NEW
+    first, second = (memory.page(module.page_frame(page)) for page in (4, 5))
+    first[:], second[:] = bytes(second), bytes(first)
+    with pytest.raises(ImageError, match="seal-broken"):
+        read_sealed(module, index, memory)

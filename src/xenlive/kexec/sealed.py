@@ -5,20 +5,22 @@ sealed record keeps its payload twice (SEALED in `abi/kexec_module.py`):
 
     | magic, kind, flags | generation, checksum, payload | generation, checksum, payload |
 
-An update writes the older slot: generation 0 first, which makes it void, then payload and checksum,
-then the generation, one higher than the other's, with one store. The checksum is CRC-32 over kind,
-flags, generation and payload, and, if the record was made so, over the bytes of its pages in order
-of their index.
+An update writes the slot that does not count: generation 0 first, which makes it void, then payload
+and checksum, then the generation, one higher than the other's, with one store. The checksum is
+CRC-32 over kind, flags, generation and payload, and, if the record was made so, over the bytes of
+its pages in order of their index: over what is in them and in which order, not over where they are.
+So a seal stays whole when the module grows.
 
 **The policy.** The slot with the highest generation counts. If its checksum does not match, the
-other one counts, if that matches, and `fell_back` says so. If none matches that is
-`ImageError("seal-broken")`: the record is neither trusted nor deleted nor updated, and the
-module around it stays of use. Whether a seal matters is up to who reads the record: attaching to
-a module does not look at seals.
+other one counts, if that matches, and `fell_back` says so: there is one that does not match, and is
+not older. If none matches that is `ImageError("seal-broken")`: the record is neither trusted nor
+deleted nor updated, and the module around it stays of use. Whether a seal matters is up to who
+reads the record: attaching to a module does not look at seals.
 
-**Invariants.** After each single store of an update the record reads as before or as after. Pages
-are not kept twice: between the first change of a covered page and the end of the update, the seal
-is broken, and that is what it is for.
+**Invariants.** After each single store of an update the record reads as before or as after: the
+slot that reads is never the one that is written. No damage to a slot keeps the other from being
+updated. Pages are not kept twice: between the first change of a covered page and the end of the
+update, the seal is broken, and that is what it is for.
 
 Why no cryptographic checksum: who can write this memory can write the checksum too. It tells
 damage, not malice.
@@ -41,7 +43,7 @@ from xenlive.memory.address import PAGE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 MAX_PAYLOAD_SIZE = (MAX_RECORD_SIZE - SEALED_HEAD.size) // 2 - SEALED_SLOT.size
 
+_BROKEN = "no checksum of the sealed record matches"
 _CHECKSUM = SEALED_SLOT.offset_of("checksum")
 _MAX_U16 = (1 << 16) - 1
 _MAX_GENERATION = (1 << 32) - 1
@@ -77,7 +80,7 @@ class Sealed:
 
 
 def add_sealed(
-    module: KexecModule, kind: int, payload: bytes, memory: GuestMemory | None = None
+    module: KexecModule, kind: int, payload: Buffer, memory: GuestMemory | None = None
 ) -> int:
     """A new sealed record of a `kind` that its users agree on, 0 to 65535; gives its index.
 
@@ -87,12 +90,13 @@ def add_sealed(
     """
     if not 0 <= kind <= _MAX_U16:
         raise ModuleError(f"a sealed record's kind is 0 to {_MAX_U16}", kind)
-    if len(payload) > MAX_PAYLOAD_SIZE:
+    said = bytes(memoryview(payload))
+    if len(said) > MAX_PAYLOAD_SIZE:
         what = f"a sealed record has at most {MAX_PAYLOAD_SIZE} bytes"
-        raise ModuleError(what, len(payload))
+        raise ModuleError(what, len(said))
     flags = 0 if memory is None else SEALED_COVERS_PAGES
     head = SEALED_HEAD.pack(SEALED_MAGIC, kind, flags)
-    slot = SEALED_SLOT.pack(1, _checksum(head, 1, payload, ())) + payload
+    slot = SEALED_SLOT.pack(1, _checksum(head, 1, said, ())) + said
     return module.add_record(RECORD_SEALED, head + slot + bytes(len(slot)))
 
 
@@ -106,28 +110,29 @@ def read_sealed(module: KexecModule, index: int, memory: GuestMemory | None = No
 
 
 def update_sealed(
-    module: KexecModule, index: int, payload: bytes, memory: GuestMemory | None = None
+    module: KexecModule, index: int, payload: Buffer, memory: GuestMemory | None = None
 ) -> int:
     """Replaces the payload, and seals the pages as they are now; gives the new generation.
 
     ModuleError for a payload of another size than the record's, or as `read_sealed`. ImageError
-    `seal-broken` if no slot matches what it seals; a record that covers its pages only needs a
-    generation, as the pages have changed by now. OutOfSpace after 4 billion updates.
+    `seal-broken` if no slot matches; not so for a record that covers its pages, as these have
+    changed by now. OutOfSpace after 4 billion updates.
     """
+    said = bytes(memoryview(payload))
     data = _read(module, index)
     pages = _covered(module, index, data, memory)
     head, slots = _slots(data)
-    if len(payload) != slots[0].size:
+    if len(said) != slots[0].size:
         what = f"sealed record {index} has a payload of {slots[0].size} bytes"
-        raise ModuleError(what, len(payload))
-    kept = _kept(head, slots)
+        raise ModuleError(what, len(said))
+    kept, before = _kept(head, slots, pages)
     written = slots[1] if kept is slots[0] else slots[0]
-    if kept.generation == _MAX_GENERATION:
+    if before == _MAX_GENERATION:
         raise OutOfSpace("generations of a sealed record", 1, 0)
-    generation = kept.generation + 1
-    checksum = _checksum(head, generation, payload, pages)
+    generation = before + 1
+    checksum = _checksum(head, generation, said, pages)
     module.update_record_u32(index, 0, written.offset)
-    module.update_record(index, payload, written.offset + SEALED_SLOT.size)
+    module.update_record(index, said, written.offset + SEALED_SLOT.size)
     module.update_record_u32(index, checksum, written.offset + _CHECKSUM)
     module.update_record_u32(index, generation, written.offset)
     return generation
@@ -153,14 +158,13 @@ def decode_sealed(data: bytes, pages: Iterable[Buffer] = ()) -> Sealed:
     head, slots = _slots(data)
     covering = covers_pages(data)
     contents = list(pages) if covering else []
-    slots.sort(key=lambda slot: -slot.generation)
-    written = [slot for slot in slots if slot.generation]
-    for slot in written:
-        if slot.checksum == _checksum(head, slot.generation, slot.payload, contents):
-            kind = SEALED_HEAD.decode(data)["kind"]
-            fell_back = slot.generation < written[0].generation
-            return Sealed(kind, slot.generation, slot.payload, fell_back, covering)
-    raise ImageError("seal-broken", "no checksum of the sealed record matches", 0)
+    good, bad = _matching(head, slots, contents)
+    if not good:
+        raise ImageError("seal-broken", _BROKEN, 0)
+    newest = good[0]
+    kind = SEALED_HEAD.decode(data)["kind"]
+    fell_back = any(slot.generation >= newest.generation for slot in bad)
+    return Sealed(kind, newest.generation, newest.payload, fell_back, covering)
 
 
 class _Slot:
@@ -189,18 +193,35 @@ def _slots(data: bytes) -> tuple[bytes, list[_Slot]]:
     return data[: SEALED_HEAD.size], [_Slot(data, offset, size) for offset in offsets]
 
 
-def _kept(head: bytes, slots: list[_Slot]) -> _Slot:
-    """The slot that must survive an update: the newest one that counts."""
-    candidates = [slot for slot in slots if slot.generation]
+def _matching(
+    head: bytes, slots: list[_Slot], pages: Sequence[Buffer]
+) -> tuple[list[_Slot], list[_Slot]]:
+    """The slots that match, newest first, and those that don't; void ones are neither."""
+    good: list[_Slot] = []
+    bad: list[_Slot] = []
+    for slot in sorted(slots, key=lambda slot: -slot.generation):
+        if slot.generation:
+            matches = slot.checksum == _checksum(head, slot.generation, slot.payload, pages)
+            (good if matches else bad).append(slot)
+    return good, bad
+
+
+def _kept(head: bytes, slots: list[_Slot], pages: Sequence[Buffer]) -> tuple[_Slot, int]:
+    """The slot that an update leaves alone, the one that reads; and the generation to go on from.
+
+    Once covered pages have changed, none reads, and there is nothing to lose: the newer one goes
+    for the one that did. But no slot has the last generation unless the other has the last but one,
+    so that number alone is damage, and to be overwritten.
+    """
+    good, _ = _matching(head, slots, pages)
+    if good:
+        return good[0], good[0].generation
     if not covers_pages(head):
-        candidates = [
-            slot
-            for slot in candidates
-            if slot.checksum == _checksum(head, slot.generation, slot.payload, ())
-        ]
-    if not candidates:
-        raise ImageError("seal-broken", "no checksum of the sealed record matches", 0)
-    return max(candidates, key=lambda slot: slot.generation)
+        raise ImageError("seal-broken", _BROKEN, 0)
+    older, newer = sorted(slots, key=lambda slot: slot.generation)
+    if newer.generation < _MAX_GENERATION or older.generation == _MAX_GENERATION - 1:
+        return newer, newer.generation
+    return older, 0 if older.generation == _MAX_GENERATION else older.generation
 
 
 def _checksum(head: bytes, generation: int, payload: bytes, pages: Iterable[Buffer]) -> int:
