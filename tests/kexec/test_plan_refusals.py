@@ -52,6 +52,40 @@ def test_another_module_in_the_way() -> None:
     refused(World(), BadAddress, "handed-over bytes at 0x12000", others=others)
 
 
+@pytest.mark.parametrize(
+    ("others", "what"),
+    [
+        ([(-PAGE_SIZE, PAGE_SIZE)], "no memory to hand over"),
+        ([(0xE0000, -1)], "no memory to hand over"),
+        ([((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE)], "no memory to hand over"),
+        ([(1 << 64, 1)], "no memory to hand over"),
+        ([((N_PAGES - 3) * PAGE_SIZE - 1, 1)], "handed over twice"),
+        ([((N_PAGES - 11) * PAGE_SIZE, PAGE_SIZE + 1)], "handed over twice"),
+        ([(0, 1 << 40)], "handed over twice"),
+        ([(0xE0000, 10), (0xE0009, 1)], "handed over twice"),
+        ([(0xE0000, 10), (0xE0000, 10)], "handed over twice"),
+    ],
+)
+def test_what_else_is_handed_over(others: list[tuple[int, int]], what: str) -> None:
+    refused(World(), BadAddress, what, others=others)
+
+
+def test_what_is_handed_over_may_touch() -> None:
+    module = ((N_PAGES - 10) * PAGE_SIZE, 8 * PAGE_SIZE)
+    around = [(module[0] - 5, 5), (module[0] + module[1], 7), (0xE0000, 0), (0xE0000, 1)]
+    assert World().plan(others=around).moves
+
+
+def test_the_actions_are_done_in_the_memory_they_were_planned_for() -> None:
+    world, other = World(), World(module_page=0x12)
+    plan = world.plan()
+    plan.stages((), world.moved).run()
+    with pytest.raises(UpdateError, match="another memory"):
+        plan.apply(other.memory)
+    assert bytes(other.ram) == other.before
+    plan.apply(world.memory)
+
+
 def test_an_image_outside_of_ram() -> None:
     ram = [(0, 0x14000, E820_RAM), (0x15000, RAM_BYTES - 0x15000, E820_RAM)]
     refused(World(ranges=ram), BadAddress, "outside of RAM")
@@ -98,7 +132,7 @@ def test_no_run_for_the_file() -> None:
     refused(world, OutOfSpace, "free pages in a row above the next kernel: 3 wanted, 1")
 
 
-@pytest.mark.parametrize("cmdline", ["a\0b", "x" * 4096])
+@pytest.mark.parametrize("cmdline", ["a\0b", "x" * 4096, "a\ud800b", "\udcff\ud800"])
 def test_a_command_line_that_can_not_be_handed_over(cmdline: str) -> None:
     world = World()
     with pytest.raises(ConfigError):

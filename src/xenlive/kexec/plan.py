@@ -54,6 +54,7 @@ ACTION_COPY = 1
 ACTION_ZERO = 2
 
 _LIMIT = 1 << 32
+_ADDRESS_END = 1 << 64
 
 
 class Action:
@@ -200,8 +201,11 @@ class KexecPlan:
     def apply(self, memory: GuestMemory) -> None:
         """Does the actions, as the processor would: the image, its bss and its block are in place.
 
-        UpdateError if the stages are not all done, BadAddress from the guard: nothing is written.
+        UpdateError if the stages are not all done or the plan was made for another memory,
+        BadAddress from the guard: nothing is written.
         """
+        if memory is not self._memory:
+            raise UpdateError("kexec", "the plan was made for another memory")
         stages = self._stages
         if stages is None or stages.done() != stages.names():
             raise UpdateError("kexec", "the stages before it are not done")
@@ -239,11 +243,13 @@ def plan_kexec(
     and don't move. `others` are further modules to hand over, address and size, behind ours in the
     list; `reserved` is neither free nor moved, and the last step may overwrite it.
 
-    BadAddress when the image or the block would lie outside of RAM or in handed-over pages,
+    BadAddress when the image or the block would lie outside of RAM or in handed-over pages, or when
+    what is handed over is no memory or two of it share some,
     OutOfSpace for too many actions or too few free pages, ConfigError for a command line that can't
     be handed over. Nothing is changed.
     """
     handed_over = [module_range(module), *others]
+    _validate_handed_over(handed_over)
     start = PhysAddr(round_up(image.end, BLOCK_ALIGN))
     block = build_start_info(start, memmap.for_next_kernel(), handed_over, cmdline, rsdp_paddr)
     plan = KexecPlan(memory, module, handed_over, image.entry, start, block)
@@ -253,6 +259,16 @@ def plan_kexec(
     plan.actions = _actions(image, plan)
     plan.check()
     return plan
+
+
+def _validate_handed_over(ranges: Iterable[tuple[int, int]]) -> None:
+    reach = 0
+    for address, size in sorted(ranges):
+        if address < 0 or size < 0 or address + size > _ADDRESS_END:
+            raise BadAddress(address, size, "no memory to hand over")
+        if size and address < reach:
+            raise BadAddress(address, size, "it would be handed over twice")
+        reach = max(reach, address + size)
 
 
 def _check_place(
