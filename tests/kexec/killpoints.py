@@ -6,7 +6,8 @@
         ...  # 4096 bytes, after each store of the change; the first is before any
 
 **Invariants.** A store of one instruction is there or not. Of a bulk copy, any byte may be there or
-not: `pages` stores it byte by byte from its start, and then, from its end, up to the whole again.
+not: `pages` stores it byte by byte from its start, and then, from its end, up to the whole again;
+`torn` stores parts of it at random.
 `after` is what is in memory at the end, so that a store that went past the recording is noticed.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random
 
 from typing_extensions import Buffer
 
@@ -53,6 +55,22 @@ class Stores:
                 yield page
         assert last == self.after, "something was stored past the recording"
         yield last
+
+    def torn(self, random: Random, each: int) -> Iterator[bytes]:
+        """The page with some bytes of a bulk copy stored, `each` times for each such copy.
+
+        Half of the times these bytes lie side by side, in the midst of the copy.
+        """
+        page = bytearray(self.before)
+        for offset, data, at_once in self.stores:
+            for number in range(0 if at_once or len(data) < 2 else each):
+                torn = bytearray(page)
+                first, last = sorted((random.randrange(len(data)), random.randrange(len(data))))
+                for at in range(first, last + 1):
+                    if number % 2 or random.random() < 0.5:
+                        torn[offset + at] = data[at]
+                yield bytes(torn)
+            page[offset : offset + len(data)] = data
 
     def _all(self) -> Iterator[bytes]:
         page = bytearray(self.before)

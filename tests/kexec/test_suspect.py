@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import chain
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +15,11 @@ from vectors import minios
 
 from xenlive.abi.kexec_module import PG2REC_OFFSET, RECORD_9PFS
 from xenlive.abi.xen9pfs import REF0, RING_ORDER
+from xenlive.errors import OutOfSpace
 from xenlive.kexec import KexecModule
+from xenlive.kexec import suspect as suspect_code
 from xenlive.kexec.sealed import add_sealed, update_sealed
-from xenlive.kexec.suspect import suspect
+from xenlive.kexec.suspect import MAX_SUSPICIONS, suspect
 from xenlive.kexec.verify import Problem, verify
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import MemoryMap, MemoryRange
@@ -216,15 +220,18 @@ REST = bytes(value | 1 for value in range(226))
         ([(146, b"\x99")], 146),
         ([(4095, b"\x99")], 4095),
         ([(146, FIRST[:10] + b"\x99")], 146),
-        ([(146, FIRST[3:13])], 146),
+        ([(146, FIRST[5:13] + FIRST[3:4])], 146),
+        ([(146, FIRST[10:] + b"\x05")], 146),
     ],
-    ids=["at once", "later", "one byte", "the last byte", "no copy", "from the middle"],
+    ids=["at once", "later", "one byte", "the last byte", "no copy", "no order", "too long"],
 )
 def test_bytes_that_belong_to_no_record(stores: list[tuple[int, bytes]], offset: int) -> None:
     image = with_bytes(*stores)
     assert verify(image[-PAGE_SIZE:], len(image)) == []
     assert found(image) == [("bytes-outside-records", offset)]
-    assert look(image)[0].message.partition("; ")[0].endswith("bytes belong to no record")
+    message = look(image)[0].message.partition("; ")[0]
+    one = sum(len(data) for _, data in stores) == 1
+    assert message.endswith("1 byte belongs to no record" if one else " bytes belong to no record")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +245,10 @@ def test_bytes_that_belong_to_no_record(stores: list[tuple[int, bytes]], offset:
         [(200, FIRST[:9])],
         [(40, struct.pack("<HBB", 146, 0, 200)), (146, REST[:200])],
         [(160, struct.pack("<HBBHBB", 96, 7, 20, 116, 8, 30))],
+        [(146, FIRST[3:13])],
+        [(146, FIRST[3:5] + bytes(2) + FIRST[7:8] + bytes(4) + FIRST[12:14])],
+        [(146, FIRST[9:10])],
+        [(160, struct.pack("<BBHB", 7, 20, 116, 8))],
     ],
     ids=[
         "whole",
@@ -248,6 +259,10 @@ def test_bytes_that_belong_to_no_record(stores: list[tuple[int, bytes]], offset:
         "from its end",
         "reserved",
         "the table",
+        "from the middle",
+        "any of its middle",
+        "one byte",
+        "from the middle of the table",
     ],
 )
 def test_what_a_kernel_leaves_that_dies_is_no_suspicion(stores: list[tuple[int, bytes]]) -> None:
@@ -339,7 +354,8 @@ def test_a_kernel_that_dies_raises_no_suspicion(name: str) -> None:
     with recorded(module) as stores:
         CHANGES[name](module)
     assert len(stores) > 0
-    for page in stores.pages(every=2):
+    inner = stores.torn(Random(name), 12)
+    for page in chain(stores.pages(every=2), inner):
         size = (int.from_bytes(page[8:10], "little") + 1) * PAGE_SIZE
         start = len(image) - size
 
@@ -349,6 +365,113 @@ def test_a_kernel_that_dies_raises_no_suspicion(name: str) -> None:
         assert verify(page, size) == []
         suspicions = {problem.code for problem in suspect(page, size, read_page)}
         assert suspicions <= ({"page-two-users"} if name == "delete the device" else set())
+
+
+def chain_of(random: Random) -> tuple[bytearray, KexecModule]:
+    """A module at the end of 40 pages, after some changes at random."""
+    n = random.choice((2, 6, 18))
+    image = bytearray(40 * PAGE_SIZE)
+    memory = GuestMemory([(0, image)])
+    module = KexecModule.create(memory, PhysAddr((40 - n) * PAGE_SIZE), n)
+    sizes = (0, 1, 3, 16, 100, 255)
+    for _ in range(random.randrange(3, 25)):
+        try:
+            for change in (
+                lambda: module.add_record(9, random.randbytes(random.choice(sizes))),
+                lambda: module.add_record(9, random.randbytes(random.choice(sizes))),
+                lambda: add_sealed(module, 3, random.randbytes(random.randrange(20))),
+                lambda: module.delete_record(random.choice(module.records()).index),
+                lambda: module.extend_table(min(255, module.n_records + random.choice((1, 7)))),
+            ):
+                if random.random() < 0.4 and (module.records() or random.random() < 0.5):
+                    change()
+        except (OutOfSpace, IndexError):
+            pass
+    return image, module
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_suspicion_whatever_part_of_a_copy_was_stored(seed: int) -> None:
+    random = Random(seed)
+    image, module = chain_of(random)
+    changes: list[Callable[[], object]] = [
+        module.compact,
+        lambda: module.extend_table(min(255, module.n_records + random.choice((1, 9)))),
+        lambda: module.grow(random.choice((1, 3)), MemoryMap([MemoryRange(0, len(image), 1)])),
+        lambda: module.delete_record(module.records()[0].index),
+    ]
+    random.shuffle(changes)
+    for change in changes:
+        if not module.records():
+            break
+        with recorded(module) as stores:
+            try:
+                change()
+            except OutOfSpace:
+                continue
+        for page in chain(stores.pages(some=20), stores.torn(random, 4)):
+            size = (int.from_bytes(page[8:10], "little") + 1) * PAGE_SIZE
+            assert verify(page, size) == []
+            assert suspect(page, size, lambda index: bytes(PAGE_SIZE)) == []
+
+
+# Bounds.
+
+
+def crowd(n: int, junk: int) -> bytearray:
+    """`n` records of `junk` bytes that nobody owns behind each; the last ones lie inside a long."""
+    image = bytearray(PAGE_SIZE)
+    end = 14 + 4 * n
+    struct.pack_into("<8sHHH", image, 0, b"KexecMem", 0, n, 14)
+    for index in range(n):
+        struct.pack_into("<HBB", image, 14 + 4 * index, end, 7, 1)
+        image[end : end + 1 + junk] = b"\x99" + bytes([0xEE, 0x77] * junk)[:junk]
+        end += 1 + junk
+    return image
+
+
+def test_the_list_is_short_and_so_is_each_line() -> None:
+    for n, junk in ((255, 5), (255, 11), (200, 15), (120, 28), (17, 200)):
+        problems = look(crowd(n, junk))
+        assert len(problems) == min(n, MAX_SUSPICIONS + 1)
+        assert max(len(problem.message) for problem in problems) < 300
+        if n > MAX_SUSPICIONS + 1:
+            last = problems[-1].message
+            assert last.endswith(f"and {n - MAX_SUSPICIONS - 1} more suspicions")
+
+
+def test_a_record_with_many_inside_names_a_few() -> None:
+    """Record 0 says 1 byte and was 257: 80 others lie in what is left of it."""
+    image, module = module_of(2, lambda m: m.extend_table(100))
+    module.add_record(7, b"a")
+    start = module.record(0).offset
+    for place in range(80):
+        put(image, module.recs_off + 4 + 4 * place, struct.pack("<HBB", start + 2 + place, 7, 1))
+        put(image, start + 2 + place, b"q")
+    put(image, start + 82, bytes([0xC3, 0x5A] * 88)[:175])
+    inside = ", ".join(f"and record {index} lies inside it" for index in range(1, 5))
+    assert [problem.message for problem in look(image)] == [
+        f"175 bytes belong to no record; record 0 may have 257 bytes, not 1, {inside}, and 76 more"
+    ]
+
+
+def test_a_page_made_to_be_slow_is_looked_at_in_bounded_time() -> None:
+    """Counted in places tried, not in seconds: 100 gaps that nearly match in 150 records."""
+    image = bytearray(PAGE_SIZE)
+    struct.pack_into("<8sHHH", image, 0, b"KexecMem", 0, 250, 14)
+    end = 14 + 4 * 250
+    for index in range(250):
+        data, gap = b"ab" * 3 + b"c", b"ab" + bytes(1) + b"b" + bytes(1)
+        if end + len(data) + len(gap) > PAGE_SIZE:
+            break
+        struct.pack_into("<HBB", image, 14 + 4 * index, end, 7, len(data))
+        image[end : end + len(data) + len(gap)] = data + gap
+        end += len(data) + len(gap)
+    assert look(image) == []  # `ab.b` is a part of each record
+    copies = suspect_code._Copies([bytes([1]) * 255 + b"\2"] * 255)
+    for _ in range(255):
+        assert not copies.has(b"\1\1\1\0\3")
+    assert copies._tries == 0
 
 
 # Anything at all.

@@ -14,8 +14,10 @@ people, and never keep anybody from attaching.
     seal-broken             a sealed record none of whose two copies matches its checksum
     seal-fell-back          a sealed record whose newest copy does not match, but the older does
 
-**Invariants.** Any bytes give a list, never an exception. A module that only sound code has written
-gives an empty one, wherever a kernel died, but for a device whose pages were being given back.
+**Invariants.** Any bytes give a list, never an exception, and a short one: what is left out is
+counted in its last line. A module that only sound code has written gives an empty one, wherever a
+kernel died, whatever part of a copy was stored then; but for a device whose pages were being given
+back. (A stray copy of a record that was changed or deleted since looks like nobody's bytes.)
 `offset` is in bytes from the start of the administration page.
 
 Why this is not in `verify`: it needs the other pages, and it can be wrong.
@@ -44,6 +46,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Buffer
+
+
+#: No more suspicions than this, and one line that counts the others.
+MAX_SUSPICIONS = 100
+_MAX_NAMED = 4
+
+# How often a place is tried out for what may be a part of a copy; far more than honest pages need.
+_MAX_TRIES = 50_000
+_NONZERO = bytes([0] + [0xFF] * 255)
 
 
 class _Entry:
@@ -83,7 +94,15 @@ def suspect(
     problems = _outside_problems(page, recs_off, n_records, entries)
     records = [(entry.index, entry.where, entry.type, entry.data) for entry in entries]
     problems += device_problems(records, owners, read_page)
-    return problems + _seal_problems(entries, owners, read_page)
+    return _bounded(problems + _seal_problems(entries, owners, read_page))
+
+
+def _bounded(problems: list[Problem]) -> list[Problem]:
+    more = problems[MAX_SUSPICIONS:]
+    if not more:
+        return problems
+    told = f"{more[0].message}; and {len(more) - 1} more suspicions"
+    return [*problems[:MAX_SUSPICIONS], Problem(more[0].code, told, more[0].offset)]
 
 
 def _settled(page: bytes, size_bytes: int) -> bytes:
@@ -108,13 +127,18 @@ def _outside_problems(
 ) -> list[Problem]:
     table_end = recs_off + n_records * RECORD.size
     problems = []
+    # A table that moves down a little is there twice meanwhile, its rest and a whole one behind it.
+    sources = {entry.data for entry in entries} | {page[recs_off:table_end] * 2}
+    copies = _Copies(sorted(sources))
+    by_offset = sorted(entries, key=lambda entry: entry.offset)
     for start, end in _gaps(page, recs_off, table_end):
         left = page[start:end].rstrip(b"\0")
         found = left.lstrip(b"\0")
-        if not found or _is_copy(found, entries, page[recs_off:table_end]):
+        if not found or copies.has(found):
             continue
         first = start + len(left) - len(found)
-        message = f"{len(found)} bytes belong to no record" + _whose(first, len(found), entries)
+        size = "1 byte belongs" if len(found) == 1 else f"{len(found)} bytes belong"
+        message = f"{size} to no record" + _whose(first, len(found), by_offset)
         problems.append(Problem("bytes-outside-records", message, first))
     return problems
 
@@ -122,13 +146,15 @@ def _outside_problems(
 def _whose(first: int, size: int, entries: list[_Entry]) -> str:
     """Whose the bytes at `first` may be: a record that ends with them, modulo 256."""
     end = first + size
-    for entry in sorted(entries, key=lambda entry: -entry.offset):
+    for entry in reversed(entries):
         stored, real = len(entry.data), end - entry.offset
         if entry.offset + stored > first or (real - stored) % 256:
             continue
         message = f"; record {entry.index} may have {real} bytes, not {stored}"
         inside = [e.index for e in entries if e.data and entry.offset + stored <= e.offset < end]
-        return message + "".join(f", and record {index} lies inside it" for index in inside)
+        message += "".join(f", and record {index} lies inside it" for index in inside[:_MAX_NAMED])
+        more = len(inside) - _MAX_NAMED
+        return message + (f", and {more} more" if more > 0 else "")
     return ""
 
 
@@ -152,32 +178,38 @@ def _gaps(page: bytes, recs_off: int, table_end: int) -> list[tuple[int, int]]:
     return [gap for gap in [*gaps, (reach, PAGE_SIZE)] if gap[0] < gap[1]]
 
 
-def _is_copy(found: bytes, entries: list[_Entry], table: bytes) -> bool:
-    """Whether what is found in a gap is what a kernel leaves that dies while it moves something.
+class _Copies:
+    """What a kernel leaves that dies while it moves something: any part of a copy of `sources`.
 
-    That is a copy of the data or the table that was begun or is being cleared, from either end:
-    some of its first or last bytes.
+    The copy was begun or was being cleared, so the other bytes of it are zero. Where the part may
+    come from is found by its longest run without a zero, and each such place is compared as one
+    large number. The number of places is bounded: a page made to have many of them is no honest
+    one.
     """
-    size, first, last = len(found), found[0], found[-1]
-    for entry in entries:
-        data = entry.data.strip(b"\0")
-        if size > len(data):
-            continue
-        if data[0] == first and _agrees(found, data[:size]):
-            return True
-        if data[-1] == last and _agrees(found, data[-size:]):
-            return True
-    at = table.find(first)
-    while 0 <= at <= len(table) - size:
-        if _agrees(found, table[at : at + size]):
-            return True
-        at = table.find(first, at + 1)
-    return False
 
+    __slots__ = ("_sources", "_tries")
 
-def _agrees(found: bytes, source: bytes) -> bool:
-    """Whether each byte found is that of the source, or zero."""
-    return all(a in (0, b) for a, b in zip(found, source, strict=True))
+    def __init__(self, sources: list[bytes]) -> None:
+        self._sources = sources
+        self._tries = _MAX_TRIES
+
+    def has(self, found: bytes) -> bool:
+        """Whether `found`, which begins and ends with no zero, is a part of a copy."""
+        size = len(found)
+        run = max(found.split(b"\0"), key=len)
+        at = found.index(run)
+        wanted = int.from_bytes(found, "little")
+        mask = int.from_bytes(found.translate(_NONZERO), "little")
+        for source in self._sources:
+            end = len(source) - size + at + len(run)
+            place = source.find(run, at, end) if size <= len(source) else -1
+            while place >= 0 and self._tries:
+                self._tries -= 1
+                piece = source[place - at : place - at + size]
+                if int.from_bytes(piece, "little") & mask == wanted:
+                    return True
+                place = source.find(run, place + 1, end)
+        return False
 
 
 def _seal_problems(

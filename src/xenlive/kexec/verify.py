@@ -246,8 +246,14 @@ def _owner_problems(owners: bytes, records: list[tuple[int, int, int]]) -> Itera
         pages = owners.count(owner)
         where = PG2REC_OFFSET + owners.index(owner)
         if owner >= len(records):
-            message = f"{pages} pages belong to record {owner} of {len(records)}"
+            there = len(records) - 1
+            which = f"the last is {there}" if records else "there are none"
+            message = f"{_pages_belong(pages)} to record {owner}, {which}"
             yield Problem("owner-out-of-range", message, where)
         else:
-            message = f"{pages} pages belong to record {owner}, which is unused"
+            message = f"{_pages_belong(pages)} to record {owner}, which is unused"
             yield Problem("owner-without-record", message, where)
+
+
+def _pages_belong(pages: int) -> str:
+    return "1 page belongs" if pages == 1 else f"{pages} pages belong"
