@@ -4,16 +4,16 @@
 
 `MODULE_IMAGE` has the pages of a module, the administration page last. In a notebook:
 
-    from look_at_a_module import attach, summary
-    module = attach(open("module.bin", "rb").read())
+    from xenlive.kexec import KexecModule
+    module = KexecModule.from_bytes(open("module.bin", "rb").read())
     module.records()
 
 In drgn, on a crashed or running guest kernel, with the address and size that the start info says:
 
-    module = attach(prog.read(address, size, physical=True), address)
+    module = KexecModule.from_bytes(prog.read(address, size, physical=True), address)
 
-**Invariants.** The image stays as it is: attaching tidies up what a kernel left that died, and that
-happens in a copy.
+**Invariants.** The image stays as it is: what is looked at is a copy, in which what a kernel left
+that died is put in order.
 """
 
 from __future__ import annotations
@@ -23,14 +23,6 @@ from pathlib import Path
 
 from xenlive.errors import ImageError
 from xenlive.kexec import KexecModule
-from xenlive.memory.address import PhysAddr
-from xenlive.memory.guest import GuestMemory
-
-
-def attach(data: bytes, address: int = 0) -> KexecModule:
-    """The module that these bytes are, at the address where they lay. ImageError if not sound."""
-    memory = GuestMemory([(address, bytearray(data))])
-    return KexecModule.attach(memory, PhysAddr(address), len(data))
 
 
 def summary(module: KexecModule) -> list[str]:
@@ -54,7 +46,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        module = attach(Path(arguments[0]).read_bytes())
+        module = KexecModule.from_bytes(Path(arguments[0]).read_bytes())
     except (ImageError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
