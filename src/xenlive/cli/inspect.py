@@ -7,7 +7,7 @@ that runs: its memory is looked at as it is, without a word to the domain.
 |---|---|
 | described; sound | 0 |
 | `verify`: the module has problems, each on a line of stdout | 1 |
-| no module in the image, an image that can't be read, wrong usage | 2 |
+| no module in the image, an image that can't be read or is to be written to, wrong usage | 2 |
 
 **Invariants.** Nothing is ever written to an image. `inspect` describes an unsound module too: its
 problems are a part of the description.
@@ -98,7 +98,9 @@ def inspect_command(
                 click.echo()
             print_description(description, alone=len(descriptions) == 1)
         if left_out:
-            click.echo(f"\nand {left_out:,} modules more")
+            from xenlive.dump.lines import more_line
+
+            click.echo(f"\n{more_line(left_out)}")
     return 0
 
 
@@ -184,7 +186,14 @@ def print_description(description: dict[str, Any], alone: bool = True) -> None:
     """
     from rich.text import Text
 
-    from xenlive.dump.lines import headline, other_line, problem_line, record_lines, stream_line
+    from xenlive.dump.lines import (
+        headline,
+        more_line,
+        other_line,
+        problem_line,
+        record_lines,
+        stream_line,
+    )
     from xenlive.dump.picture import draw_module
 
     out = console()
@@ -205,4 +214,4 @@ def print_description(description: dict[str, Any], alone: bool = True) -> None:
     for other in description["others"] or [] if alone else []:
         out.print(Text(f"{other_line(other)} (--all describes it)"))
     if alone and description["others_left_out"]:
-        out.print(Text(f"and {description['others_left_out']:,} modules more"))
+        out.print(Text(more_line(description["others_left_out"])))

@@ -14,7 +14,7 @@
     admin_address       of the last page; null as `address`
     others              the other modules of the image, each with address n_pages attachable
                         problems, at most `MAX_OTHERS`; null if nobody looked for them
-    others_left_out     how many more there are
+    others_left_out     how many more there are, counted up to some hundreds
     settled             false if the administration page was being changed whenever it was read
 
 `decoded` is null for types that are not known, and for records too short for theirs. For a 9PFS

@@ -31,7 +31,7 @@ from xenlive.dump.formats import KINDS
 from xenlive.dump.live import RAM_NAME, memory_file
 from xenlive.dump.scan import Progress, chunks, eye_catchers
 from xenlive.dump.source import Source
-from xenlive.kexec.verify import verify
+from xenlive.kexec.verify import first_problem
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down
 
 __all__ = ["KINDS", "RAM_NAME", "FoundModule", "Image", "Region"]
@@ -183,16 +183,6 @@ class Image:
         """
         return iter(()) if self.kind == "module" else chunks(self._space, self._progress)
 
-    def data_regions(self) -> Iterator[Region]:
-        """The parts of `regions()` that are not holes of the file, the highest first."""
-        for extent in reversed(self._space.extents):
-            shift = extent.address - extent.offset
-            for start, end in self._source.data_runs_from_end(
-                extent.offset, extent.offset + extent.size
-            ):
-                known = None if self.kind == "module" else PhysAddr(start + shift)
-                yield Region(known, end - start)
-
     def find_module(self) -> FoundModule:
         """The module that counts. ImageError (`no-module`) if there is none."""
         return self.find_module_and_passed()[0]
@@ -231,7 +221,7 @@ class Image:
     def _checked(self, modules: Iterable[FoundModule | None]) -> Iterator[tuple[FoundModule, bool]]:
         for found in modules:
             if found is not None:
-                yield found, not verify(found.admin_page, found.size_bytes)
+                yield found, first_problem(found.admin_page, found.size_bytes) is None
 
     def _could_be_module(self) -> bool:
         """Whether a file that was taken for memory is as small as a module, and ends like one."""

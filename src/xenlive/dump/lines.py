@@ -79,6 +79,11 @@ def is_suspicion(problem: Mapping[str, Any]) -> bool:
     return problem.get("kind") == SUSPICION
 
 
+def more_line(left_out: int) -> str:
+    """`and 18 modules more`."""
+    return f"and {count(left_out, 'module')} more"
+
+
 def passed_line(other: Mapping[str, Any]) -> str:
     """`also at 0x3fee000: bad-n-records; xenlive inspect --all shows it`."""
     codes = ", ".join(dict.fromkeys(problem["code"] for problem in other["problems"]))

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from xenlive.dump.elfcore import ElfCore, Section, truncated
 from xenlive.dump.source import Source
 from xenlive.dump.space import Extent, Space
+from xenlive.dump.words import count
 
 NOTE_HEADER = 0x2000001  # XEN_ELFNOTE_DUMPCORE_HEADER
 NOTE_FORMAT_VERSION = 0x2000003  # XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION
@@ -53,7 +54,7 @@ def space_of(core: ElfCore) -> Space:
     table, words = _frame_table(source, sections, magic)
     for section, size in ((pages, n_pages * page_size), (table, n_pages * words * _WORD_BYTES)):
         if size > section.size:
-            what = f"has a section {section.name} too short for {n_pages} pages"
+            what = f"has a section {section.name} too short for {count(n_pages, 'page')}"
             raise source.error("xen-core-size", what, section.header_offset, section.size)
         if section.offset + size > source.size_bytes:
             raise truncated(source, section.header_offset, section.offset + size)
