@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from kexec.killpoints import recorded
@@ -13,6 +14,7 @@ from kexec.pages import opened
 from xenlive.errors import ImageError, ModuleError, OutOfSpace
 from xenlive.kexec import KexecModule
 from xenlive.kexec import module as module_code
+from xenlive.kexec.adminpage import AdminPage
 from xenlive.kexec.resize import find_resize
 from xenlive.kexec.sealed import add_sealed, read_sealed, update_sealed
 from xenlive.kexec.verify import Problem, first_problem, verify
@@ -86,6 +88,23 @@ def test_the_header_that_was_checked_counts(
     assert found.page_address(16) == module.page_address(16)
     with pytest.raises(ModuleError):
         found.page_address(17)
+
+
+def test_no_header_counts_but_the_one_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is there only for as long as the page's numbers are taken."""
+    ram, memory, module = filled()
+    at, true = len(ram) - PAGE_SIZE + 8, struct.pack("<HHH", 17, 16, module.recs_off)
+    take = AdminPage.__init__
+
+    def init(page: AdminPage, *arguments: Any) -> None:
+        ram[at : at + 6] = struct.pack("<HHH", 12, 16, 4090)
+        take(page, *arguments)
+        ram[at : at + 6] = true
+
+    monkeypatch.setattr(AdminPage, "__init__", init)
+    found = KexecModule.attach(memory, ADDRESS, N * PAGE_SIZE)
+    assert (found.n_pages, found.recs_off) == (17, module.recs_off)
+    assert found.records() == module.records()
 
 
 @pytest.mark.parametrize(
