@@ -16,8 +16,9 @@ people, and never keep anybody from attaching.
 
 **Invariants.** Any bytes give a list, never an exception, and a short one: what is left out is
 counted in its last line. A module that only sound code has written gives an empty one, wherever a
-kernel died, whatever part of a copy was stored then; but for a device whose pages were being given
-back. (A stray copy of a record that was changed or deleted since looks like nobody's bytes.)
+kernel died in a copy that goes from one end to the other; but for a device whose pages were being
+given back. (A copy cut off in its midst, or of a record that was changed or deleted since, looks
+like nobody's bytes.)
 `offset` is in bytes from the start of the administration page.
 
 Why this is not in `verify`: it needs the other pages, and it can be wrong.
@@ -128,8 +129,7 @@ def _outside_problems(
     table_end = recs_off + n_records * RECORD.size
     problems = []
     # A table that moves down a little is there twice meanwhile, its rest and a whole one behind it.
-    sources = {entry.data for entry in entries} | {page[recs_off:table_end] * 2}
-    copies = _Copies(sorted(sources))
+    copies = _Copies({entry.data for entry in entries}, page[recs_off:table_end] * 2)
     by_offset = sorted(entries, key=lambda entry: entry.offset)
     for start, end in _gaps(page, recs_off, table_end):
         left = page[start:end].rstrip(b"\0")
@@ -179,36 +179,45 @@ def _gaps(page: bytes, recs_off: int, table_end: int) -> list[tuple[int, int]]:
 
 
 class _Copies:
-    """What a kernel leaves that dies while it moves something: any part of a copy of `sources`.
+    """What a kernel leaves that dies while it moves something: a copy begun, or not yet cleared.
 
-    The copy was begun or was being cleared, so the other bytes of it are zero. Where the part may
-    come from is found by its longest run without a zero, and each such place is compared as one
-    large number. The number of places is bounded: a page made to have many of them is no honest
-    one.
+    Of a record's data that is its first or its last bytes, of the table any part; the other bytes
+    are zero. Not any part of the data: real kernels' records resemble each other, so what a size
+    modulo 256 left behind could then pass for a copy.
     """
 
-    __slots__ = ("_sources", "_tries")
+    __slots__ = ("_data", "_table", "_tries")
 
-    def __init__(self, sources: list[bytes]) -> None:
-        self._sources = sources
+    def __init__(self, data: set[bytes], table: bytes) -> None:
+        self._data = sorted({source.strip(b"\0") for source in data} - {b""})
+        self._table = table
         self._tries = _MAX_TRIES
 
     def has(self, found: bytes) -> bool:
-        """Whether `found`, which begins and ends with no zero, is a part of a copy."""
+        """Whether `found`, which begins and ends with no zero, is what is left of a copy."""
         size = len(found)
-        run = max(found.split(b"\0"), key=len)
-        at = found.index(run)
         wanted = int.from_bytes(found, "little")
         mask = int.from_bytes(found.translate(_NONZERO), "little")
-        for source in self._sources:
-            end = len(source) - size + at + len(run)
-            place = source.find(run, at, end) if size <= len(source) else -1
-            while place >= 0 and self._tries:
-                self._tries -= 1
-                piece = source[place - at : place - at + size]
+        for data in self._data:
+            if size > len(data):
+                continue
+            for piece in (data[:size], data[-size:]):
                 if int.from_bytes(piece, "little") & mask == wanted:
                     return True
-                place = source.find(run, place + 1, end)
+        return self._is_of_table(found, wanted, mask)
+
+    def _is_of_table(self, found: bytes, wanted: int, mask: int) -> bool:
+        """Where it may come from is found by its longest run without a zero."""
+        run = max(found.split(b"\0"), key=len)
+        at = found.index(run)
+        end = len(self._table) - len(found) + at + len(run)
+        place = self._table.find(run, at, end) if len(found) <= len(self._table) else -1
+        while place >= 0 and self._tries:
+            self._tries -= 1
+            piece = self._table[place - at : place - at + len(found)]
+            if int.from_bytes(piece, "little") & mask == wanted:
+                return True
+            place = self._table.find(run, place + 1, end)
         return False
 
 
