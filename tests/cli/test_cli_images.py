@@ -376,6 +376,9 @@ def test_a_module_that_was_read_as_memory_has_a_hint(
     run(["verify", str(path)])
     assert capsys.readouterr().err == said
     run(["verify", str(path), "--as", "module"])
-    assert capsys.readouterr() == ("bad-n-pages at 8: n_pages is 10, by the module's size it is 17\n", "")
+    assert capsys.readouterr() == (
+        "bad-n-pages at 8: n_pages is 10, by the module's size it is 17\n",
+        "",
+    )
     run(["verify", str(ram_with(tmp_path / "ram", REAL))])  # ends with one too, but is too large
     assert capsys.readouterr() == ("", "")
