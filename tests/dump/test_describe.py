@@ -286,6 +286,7 @@ def test_problems_are_a_part_of_it(tmp_path: Path) -> None:
     assert [(one["code"], one["offset"], one["kind"]) for one in found["problems"]] == [
         ("record-outside", 32, "unsound"),
         ("owner-without-record", 14, "unsound"),
+        ("bytes-outside-records", 96, "suspicion"),
         ("bytes-outside-records", 4000, "suspicion"),
     ]
     assert not found["attachable"]

@@ -42,6 +42,7 @@ sound
 BROKEN = """\
 record-outside at 32: record 0 ends at 5016, the page at 4096
 owner-without-record at 14: 1 page belongs to record 9, which is unused
+bytes-outside-records at 96: 16 bytes belong to no record (suspicion)
 bytes-outside-records at 4000: 8 bytes belong to no record (suspicion)
 """
 SUSPICION = "page-two-users at 14: the interface page 0 of record 0 belongs to record 1 (suspicion)"
@@ -57,7 +58,7 @@ def device(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A module image with three problems; the last follows from the first."""
+    """A module image with four problems; the third follows from the first."""
     data = bytearray(minios.module_image("mix-18-64", "entry1"))
     start = len(data) - PAGE_SIZE
     data[start + 32 : start + 34] = (5000).to_bytes(2, "little")
@@ -104,7 +105,7 @@ def test_json_is_the_description(device: Path, capsys: pytest.CaptureFixture[str
 def test_inspect_shows_an_unsound_module(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(broken)]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[-3:] == [f"problem: {line}" for line in BROKEN.splitlines()]
+    assert out.splitlines()[-4:] == [f"problem: {line}" for line in BROKEN.splitlines()]
     assert err == ""
 
 
@@ -128,7 +129,7 @@ def test_a_suspicion_is_told_from_what_makes_a_module_unsound(
         kinds.append((said["sound"], said["attachable"], [p["kind"] for p in said["problems"]]))
     assert kinds == [
         (False, True, ["suspicion"]),
-        (False, False, ["unsound", "unsound", "suspicion"]),
+        (False, False, ["unsound", "unsound", "suspicion", "suspicion"]),
     ]
 
 
