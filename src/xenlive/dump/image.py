@@ -40,6 +40,8 @@ __all__ = ["KINDS", "RAM_NAME", "FoundModule", "Image", "Region"]
 _READS_TO_SETTLE = 16
 # Memory can have more; nobody looks at them one by one.
 _MAX_FOUND = 256
+# A file below this is no guest's whole memory; above, to end with a module is what memory does.
+_SMALLEST_MEMORY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,9 @@ class Image:
                 yield found, first_problem(found.admin_page, found.size_bytes) is None
 
     def _could_be_module(self) -> bool:
-        """Whether a file that was taken for memory is as small as a module, and ends like one."""
+        """Whether a file that was taken for memory is too small for that, and ends like a module."""
         return (
-            self.size_bytes <= MAX_MODULE_PAGES * PAGE_SIZE
+            self.size_bytes < _SMALLEST_MEMORY_BYTES
             and self._as_module_image(strict=False) is not None
         )
 
