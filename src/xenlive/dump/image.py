@@ -226,7 +226,7 @@ class Image:
                 yield found, first_problem(found.admin_page, found.size_bytes) is None
 
     def _could_be_module(self) -> bool:
-        """Whether a file that was taken for memory is too small for that, and ends like a module."""
+        """Whether a file taken for memory is too small for that, and ends like a module."""
         return (
             self.size_bytes < _SMALLEST_MEMORY_BYTES
             and self._as_module_image(strict=False) is not None
