@@ -294,6 +294,23 @@ def test_problems_are_a_part_of_it(tmp_path: Path) -> None:
     assert (found["records"][0]["offset"], found["records"][0]["data"]) == (5000, "")
 
 
+def test_bytes_that_the_image_lacks_are_not_made_up(tmp_path: Path) -> None:
+    """Cut within a record's data, the table, and the owners of the pages."""
+    data = minios.module_image("mix-18-64", "entry1")
+    last = len(data) - PAGE_SIZE
+    whole = described(tmp_path / "whole", data)["records"][4]
+    cut = described(tmp_path / "data", data[: last + 170])
+    assert cut["records"][4]["data"] == whole["data"][:20]
+    assert [one["code"] for one in cut["problems"]] == ["bad-size"]
+    assert [
+        one["index"] for one in described(tmp_path / "table", data[: last + 42])["records"]
+    ] == [*(0, 1)]
+    assert (
+        described(tmp_path / "owners", data[: last + 20])["pg2rec"]
+        == data[last + 14 : last + 20].hex()
+    )
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     name=st.sampled_from([entry["file"] for entry in minios.entries("module")]),

@@ -75,6 +75,16 @@ def test_owners_reservations_and_bytes_of_nobody(tmp_path: Path) -> None:
     assert "in no record" in said
 
 
+@pytest.mark.parametrize("present", [14, 20, 34, 60, 100, 4095])
+def test_a_page_that_is_cut_short_is_dumped_as_far_as_it_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], present: int
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(REAL[: present - PAGE_SIZE])
+    (piece,) = json.loads(dumped(["--json", "--admin", str(path)], capsys)[0])
+    assert bytes.fromhex(piece["data"]) == REAL[-PAGE_SIZE : present - PAGE_SIZE]
+
+
 def test_an_interface_page(tmp_path: Path) -> None:
     notes = notes_of(tmp_path / "image", REAL, 0)
     names = [note.name for note in notes]

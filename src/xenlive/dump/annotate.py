@@ -129,7 +129,7 @@ def _admin_notes(description: Mapping[str, Any], page: bytes) -> Iterable[Note]:
 
 def _table_notes(description: Mapping[str, Any], page: bytes) -> Iterable[Note]:
     start = description["recs_off"]
-    n_fitting = max(min(description["n_records"], (PAGE_SIZE - start) // RECORD.size), 0)
+    n_fitting = max(min(description["n_records"], (len(page) - start) // RECORD.size), 0)
     entries = [page[start + i * 4 : start + i * 4 + 4] for i in range(n_fitting)]
     index = 0
     for entry, group in groupby(entries, lambda entry: entry if any(entry) else None):

@@ -84,7 +84,7 @@ def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[s
     `thorough` looks outside of the module as well, which reads all memory that is there once: for
     the domain's grant table, for other modules, for state streams.
     """
-    page = found.admin_page
+    page = found.admin_page[: found.present_bytes]  # what is not there is not made up
     _, n_pages, n_records, recs_off = HEADER.unpack(page)
     owners = page[PG2REC_OFFSET : PG2REC_OFFSET + n_pages]
     records = [_record(page, owners, *entry) for entry in _entries(page, n_records, recs_off)]
@@ -121,8 +121,8 @@ def describe(image: Image, found: FoundModule, thorough: bool = False) -> dict[s
 
 
 def _entries(page: bytes, n_records: int, recs_off: int) -> list[tuple[int, int, int, int]]:
-    """(index, offset, type, size) of the used entries that lie in the page."""
-    fitting = max(PAGE_SIZE - recs_off, 0) // RECORD.size
+    """(index, offset, type, size) of the used entries that lie in what there is of the page."""
+    fitting = max(len(page) - recs_off, 0) // RECORD.size
     entries = []
     for index in range(min(n_records, fitting)):
         offset, type_, size = RECORD.unpack(page, recs_off + index * RECORD.size)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, MAX_MODULE_PAGES, fresh_recs_off
+from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, PG2REC_OFFSET, fresh_recs_off
 from xenlive.dump import formats
 from xenlive.dump.formats import KINDS
 from xenlive.dump.live import RAM_NAME, memory_file
@@ -42,6 +42,8 @@ _READS_TO_SETTLE = 16
 _MAX_FOUND = 256
 # A file below this is no guest's whole memory; above, to end with a module is what memory does.
 _SMALLEST_MEMORY_BYTES = 1 << 20
+# No administration page has room for the owners of more pages, be its table as short as it can.
+_MAX_PAGES_BEFORE = PAGE_SIZE - PG2REC_OFFSET
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class FoundModule:
     """A module, sound or not. `offset` and `size_bytes` are in bytes of the image.
 
     `offset` counts from the start of a module image, else it is the guest physical address.
-    `admin_page` is a copy of the last page, filled up with zeros if the image ends inside of it;
+    `admin_page` is a copy of the last page, filled up with zeros if the image ends inside of it:
+    `present_bytes` of it are really there;
     `address` is None in an image that does not say it. `settled` is False if the page was being
     written to each time it was read.
     """
@@ -68,6 +71,7 @@ class FoundModule:
     address: PhysAddr | None
     admin_offset: int = 0
     settled: bool = True
+    present_bytes: int = PAGE_SIZE
     _read: Callable[[int, int], bytes] = field(
         default=lambda offset, size: b"", repr=False, compare=False
     )
@@ -198,7 +202,7 @@ class Image:
         for found, sound in self._candidates():
             if sound:
                 return found, passed
-            if len(passed) <= _MAX_FOUND:
+            if len(passed) < _MAX_FOUND:
                 passed.append(found)
         if not passed:
             raise formats.no_module(self._source)
@@ -226,10 +230,18 @@ class Image:
                 yield found, first_problem(found.admin_page, found.size_bytes) is None
 
     def _could_be_module(self) -> bool:
-        """Whether a file taken for memory is too small for that, and ends like a module."""
+        """Whether a file taken for memory ends like a module, and is odd as memory.
+
+        That is, too small for it, or what ends there is not sound.
+        """
+        found = self._as_module_image(strict=False)
+        if found is None or found.admin_offset > _MAX_PAGES_BEFORE * PAGE_SIZE:
+            return False
+        in_memory = self._ending_at(found.admin_offset)
         return (
             self.size_bytes < _SMALLEST_MEMORY_BYTES
-            and self._as_module_image(strict=False) is not None
+            or in_memory is None
+            or first_problem(in_memory.admin_page, in_memory.size_bytes) is not None
         )
 
     def _as_module_image(self, strict: bool) -> FoundModule | None:
@@ -251,13 +263,20 @@ class Image:
         _, n_pages, _, recs_off = HEADER.unpack(page)
         pages_before = last // PAGE_SIZE
         if strict and not (
-            pages_before < MAX_MODULE_PAGES
+            pages_before <= _MAX_PAGES_BEFORE
             and (n_pages >= pages_before or recs_off == fresh_recs_off(pages_before))
         ):
             return None  # its numbers speak of a module that is a part of the file
-        page = page.ljust(PAGE_SIZE, b"\0")
         return FoundModule(
-            0, self.size_bytes, page, None, last, settled, self.read, self._space.has
+            0,
+            self.size_bytes,
+            page.ljust(PAGE_SIZE, b"\0"),
+            None,
+            last,
+            settled,
+            len(page),
+            self.read,
+            self._space.has,
         )
 
     def _ending_at(self, offset: int) -> FoundModule | None:
@@ -268,9 +287,16 @@ class Image:
         _, n_pages, _, _ = HEADER.unpack(page)
         start = max(offset - n_pages * PAGE_SIZE, 0)
         size = offset + len(page) - start
-        page = page.ljust(PAGE_SIZE, b"\0")
         return FoundModule(
-            start, size, page, PhysAddr(start), offset, settled, self.read, self._space.has
+            start,
+            size,
+            page.ljust(PAGE_SIZE, b"\0"),
+            PhysAddr(start),
+            offset,
+            settled,
+            len(page),
+            self.read,
+            self._space.has,
         )
 
     def _read_settled(self, offset: int) -> tuple[bytes, bool]:

@@ -54,7 +54,8 @@ def page_piece(image: Image, found: FoundModule, index: int | None = None) -> Pi
     if index > last:
         what = f"the module has no page {index}: the last one is {last}"
         raise ImageError("no-such-page", what, value=index)
-    data = found.admin_page if index == last else found.read_page(index)
+    admin_page = found.admin_page[: found.present_bytes]
+    data = admin_page if index == last else found.read_page(index)
     if data is None:
         raise ImageError("no-such-page", f"page {index} is not in the image", value=index)
     annotator = Annotator(describe(image, found))

@@ -128,8 +128,7 @@ def _outside_problems(
 ) -> list[Problem]:
     table_end = recs_off + n_records * RECORD.size
     problems = []
-    # A table that moves down a little is there twice meanwhile, its rest and a whole one behind it.
-    copies = _Copies({entry.data for entry in entries}, page[recs_off:table_end] * 2)
+    copies = _Copies({entry.data for entry in entries}, page[recs_off:table_end])
     by_offset = sorted(entries, key=lambda entry: entry.offset)
     for start, end in _gaps(page, recs_off, table_end):
         left = page[start:end].rstrip(b"\0")

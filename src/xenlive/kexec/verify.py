@@ -34,7 +34,6 @@ from __future__ import annotations
 from xenlive.abi.kexec_module import (
     EYE_CATCHER,
     HEADER,
-    MAX_MODULE_PAGES,
     MAX_RECORDS,
     PAGE_FREE,
     PG2REC_OFFSET,
@@ -172,7 +171,7 @@ def _header_problems(
         message = f"n_pages is {n_pages}, by the module's size it is {expected}"
         problems.append(Problem("bad-n-pages", message, HEADER.offset_of("n_pages")))
     elif PG2REC_OFFSET + n_pages > PAGE_SIZE:
-        message = f"the owners of {n_pages} pages don't fit, at most {MAX_MODULE_PAGES - 1} do"
+        message = f"the owners of {n_pages} pages don't fit, at most {PAGE_SIZE - PG2REC_OFFSET} do"
         problems.append(Problem("pg2rec-outside", message, HEADER.offset_of("n_pages")))
     if n_records > MAX_RECORDS:
         message = f"n_records is {n_records}, at most {MAX_RECORDS} can be told apart"
