@@ -102,39 +102,41 @@ def seal_read(player: Player, state: State, index: int, *_: int) -> State:
 
 
 def seal_update(player: Player, state: State, index: int, byte: int, less: int) -> State:
-    """A new payload in the older slot, one generation on."""
+    """A new payload in the older slot, one generation on, or 1 and the other slot void."""
     pages = _pages(player, state, index)
     if pages is None:
         return state
     data = state.records[index][1]
     size = max((len(data) - 8) // 2 - 8, 0)
     payload = bytes([byte]) * (size + (less == 1))
-    kept, before = _kept(data, pages)
-    if kept is None or before == MAX_GENERATION or len(payload) != size:
+    kept, expected = _kept(data, pages)
+    if kept is None or len(payload) != size:
         player.refused(lambda: update_sealed(player.module, index, payload, player.ram.memory))
     generation = update_sealed(player.module, index, payload, player.ram.memory)
-    expect(kept is not None and generation == before + 1, "a generation on")
+    expect(generation == expected, "a generation on, or started over")
     assert kept is not None
     start = 8 if kept.start != 8 else 8 + 8 + size
     slot = struct.pack("<II", generation, seal(data, generation, payload, pages)) + payload
-    record = TYPE, data[:start] + slot + data[start + len(slot) :]
-    return replace(state, records={**state.records, index: record})
+    written = data[:start] + slot + data[start + len(slot) :]
+    if expected <= kept.generation:
+        written = written[: kept.start] + bytes(4) + written[kept.start + 4 :]
+    return replace(state, records={**state.records, index: (TYPE, written)})
 
 
 def _kept(data: bytes, pages: bytes) -> tuple[Slot | None, int]:
-    """The slot that an update leaves as it is, and its generation as far as that is believed."""
+    """The slot that an update does not write to, and the generation that the other one gets."""
     slots = all_slots(data, pages)
     good = [slot for slot in slots if slot.generation and slot.matches]
-    if good or not slots or not covers(data):
-        return (good[0], good[0].generation) if good else (None, 0)
+    if good:
+        return good[0], good[0].generation % MAX_GENERATION + 1
+    if not slots or not covers(data):
+        return None, 0
     newer, older = slots
     if newer.generation == older.generation:
         newer, older = older, newer
-    if (newer.generation, older.generation) == (MAX_GENERATION, MAX_GENERATION):
-        return older, 0
-    if newer.generation == MAX_GENERATION != older.generation + 1:
-        return older, older.generation
-    return newer, newer.generation
+    if older.generation and newer.generation != older.generation + 1:
+        return newer, 1
+    return newer, newer.generation % MAX_GENERATION + 1
 
 
 def _pages(player: Player, state: State, index: int) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenlive.abi.kexec_module import EYE_CATCHER, HEADER, PG2REC_OFFSET, RECORD
-from xenlive.errors import ModuleError
+from xenlive.errors import ModuleError, OutOfSpace
 from xenlive.kexec import KexecModule, find
 from xenlive.kexec.find import (
     MAX_SHOWN,
@@ -101,7 +101,10 @@ class TestAccepting:
         assert found.address == real.address
 
     def searched(self, monkeypatch: pytest.MonkeyPatch, memory: GuestMemory) -> tuple[bool, int]:
-        """Whether the real one is found among decoys, and how many pages were verified for it."""
+        """Whether the real one is found among decoys, and how many pages were verified for it.
+
+        If not, the search must say that it was cut short.
+        """
         verified: list[int] = []
 
         def counting(page: memoryview, size_bytes: int) -> Problem | None:
@@ -110,8 +113,11 @@ class TestAccepting:
 
         monkeypatch.setattr(find, "first_problem", counting)
         memmap = MemoryMap([MemoryRange(0, 1 << 30, E820_RAM)])
-        found = find_surviving_module(memory, memmap)
-        return found is not None, len(verified)
+        try:
+            assert find_surviving_module(memory, memmap) is not None
+        except OutOfSpace:
+            return False, len(verified)
+        return True, len(verified)
 
     @pytest.mark.parametrize("too_many", [0, 1])
     def test_so_many_unsound_pages_are_verified(
@@ -133,6 +139,33 @@ class TestAccepting:
         for page in range(20, 20 + MAX_SHOWN - 1 + too_many):
             self.decoy(memory, page)
         assert self.searched(monkeypatch, memory) == (not too_many, MAX_SHOWN)
+
+    @pytest.mark.parametrize("too_many", [0, 1])
+    def test_a_search_that_is_cut_short_says_so(self, too_many: int) -> None:
+        """Only then: as many as the bound and no more are all that there are."""
+        memory = self.memory()
+        for page in range(20, 20 + MAX_SHOWN + too_many):
+            self.decoy(memory, page)
+        shown: list[int] = []
+
+        def looking() -> None:
+            for module in surviving_modules(memory, self.MAP):
+                shown.append(module.address // PAGE_SIZE)
+
+        if too_many:
+            with pytest.raises(OutOfSpace, match="begin like a module: 33 wanted, 32 available"):
+                looking()
+        else:
+            looking()
+        assert shown == list(range(19 + MAX_SHOWN + too_many, 19 + too_many, -1))
+
+    def test_nothing_behind_the_bound_but_what_is_in_use(self) -> None:
+        """What could not be a module is no reason to say that there was more."""
+        memory = self.memory()
+        for page in range(19, 20 + MAX_SHOWN):
+            self.decoy(memory, page)
+        reserved = [(19 * PAGE_SIZE, 1)]
+        assert len(list(surviving_modules(memory, self.MAP, reserved))) == MAX_SHOWN
 
     def test_a_header_that_can_not_be_is_not_verified(
         self, monkeypatch: pytest.MonkeyPatch

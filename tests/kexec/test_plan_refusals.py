@@ -61,7 +61,12 @@ def test_another_module_in_the_way() -> None:
         ([(1 << 64, 1)], "no memory to hand over"),
         ([((N_PAGES - 3) * PAGE_SIZE - 1, 1)], "handed over twice"),
         ([((N_PAGES - 11) * PAGE_SIZE, PAGE_SIZE + 1)], "handed over twice"),
-        ([(0, 1 << 40)], "handed over twice"),
+        ([(0, 1 << 40)], "no memory to hand over"),
+        ([(0xE0000, 0)], "no memory to hand over"),
+        ([(0, 0)], "no memory to hand over"),
+        ([(RAM_BYTES - 1, 2)], "no memory to hand over"),
+        ([(RAM_BYTES, 1)], "no memory to hand over"),
+        ([(1 << 40, PAGE_SIZE)], "no memory to hand over"),
         ([(0xE0000, 10), (0xE0009, 1)], "handed over twice"),
         ([(0xE0000, 10), (0xE0000, 10)], "handed over twice"),
     ],
@@ -72,7 +77,7 @@ def test_what_else_is_handed_over(others: list[tuple[int, int]], what: str) -> N
 
 def test_what_is_handed_over_may_touch() -> None:
     module = ((N_PAGES - 10) * PAGE_SIZE, 8 * PAGE_SIZE)
-    around = [(module[0] - 5, 5), (module[0] + module[1], 7), (0xE0000, 0), (0xE0000, 1)]
+    around = [(module[0] - 5, 5), (module[0] + module[1], 7), (0xE0000, 1), (RAM_BYTES - 1, 1)]
     assert World().plan(others=around).moves
 
 

@@ -6,12 +6,12 @@ import struct
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kexec.killpoints import recorded
 
 from xenlive.abi.kexec_module import RECORD_SEALED
-from xenlive.errors import ImageError, ModuleError, OutOfSpace
+from xenlive.errors import ImageError, ModuleError
 from xenlive.kexec import KexecModule
 from xenlive.kexec.sealed import (
     MAX_PAYLOAD_SIZE,
@@ -188,14 +188,45 @@ def test_limits() -> None:
         read_sealed(module, 15, memory)
 
 
-def test_the_last_generation_is_an_answer() -> None:
+@pytest.mark.parametrize("first", [0, 1], ids=["first slot", "second slot"])
+def test_after_the_last_generation_it_starts_over(first: int) -> None:
+    _, module = fresh()
+    index = add_sealed(module, 7, OLD)
+    last = [(0xFFFFFFFF, OLD), (0xFFFFFFFE, NEW)]
+    module.update_record(index, sealed_by_hand(7, 0, last[first:] + last[:first], b""))
+    record = module.record(index)
+    with recorded(module) as stores:
+        assert update_sealed(module, index, NEW) == 1
+    seen = []
+    for page in stores.pages():
+        found = decode_sealed(page[record.offset : record.end])
+        assert not found.fell_back
+        assert (found.generation, found.payload) in ((0xFFFFFFFF, OLD), (1, NEW))
+        seen.append(found.generation)
+    assert seen == sorted(seen, reverse=True)
+    assert (seen[0], seen[-1]) == (0xFFFFFFFF, 1)
+    assert update_sealed(module, index, OLD) == 2
+    both = [(2, OLD), (1, NEW)]
+    expected = sealed_by_hand(7, 0, both[first:] + both[:first], b"")
+    assert module.read_record(index) == expected
+
+
+def test_dying_while_it_starts_over_keeps_it_of_use() -> None:
+    """At every store of it: what was kept can be updated again, and reads."""
     _, module = fresh()
     index = add_sealed(module, 7, OLD)
     last = sealed_by_hand(7, 0, [(0xFFFFFFFE, NEW), (0xFFFFFFFF, OLD)], b"")
     module.update_record(index, last)
-    with pytest.raises(OutOfSpace):
+    record = module.record(index)
+    with recorded(module) as stores:
         update_sealed(module, index, NEW)
-    assert module.read_record(index) == last
+    for page in list(stores.pages()):
+        module.update_record(index, bytes(page[record.offset : record.end]))
+        before = read_sealed(module, index).generation
+        again = update_sealed(module, index, b"another payload..")
+        assert again == (1 if before == 0xFFFFFFFF else 2)
+        found = read_sealed(module, index)
+        assert (found.payload, found.fell_back) == (b"another payload..", False)
 
 
 def covering(n_updates: int) -> tuple[GuestMemory, KexecModule, int]:
@@ -261,13 +292,46 @@ def test_both_generations_damaged() -> None:
     assert (found.payload, found.fell_back) == (OLD, False)
 
 
-def test_the_last_generation_with_pages_that_changed() -> None:
+LAST = 0xFFFFFFFF
+EDGES = st.sampled_from([0, 1, 2, 3, 4, 0x80000000, LAST - 2, LAST - 1, LAST])
+GENERATIONS = st.one_of(EDGES, st.integers(0, LAST))
+
+
+@settings(deadline=None, max_examples=300)
+@given(GENERATIONS, GENERATIONS)
+@example(LAST - 1, LAST)
+@example(LAST, LAST - 1)
+@example(LAST, LAST)
+@example(0, LAST - 1)
+@example(LAST - 2, 0)
+@example(3, LAST - 2)
+def test_no_generations_keep_a_record_with_pages_from_being_mended(a: int, b: int) -> None:
+    """Whatever the two slots claim when none matches: one update, and any number after it."""
     memory, module, index = covering(0)
-    last = sealed_by_hand(9, 1, [(0xFFFFFFFE, NEW), (0xFFFFFFFF, OLD)], b"")
-    module.update_record(index, last)
-    with pytest.raises(OutOfSpace):
-        update_sealed(module, index, NEW, memory)
-    assert module.read_record(index) == last
+    module.update_record(index, sealed_by_hand(9, 1, [(a, OLD), (b, NEW)], b"other pages"))
+    record = module.record(index)
+    pages = [memory.read(module.page_address(page), PAGE_SIZE) for page in (0, 1)]
+    with recorded(module) as stores:
+        generation = update_sealed(module, index, NEW, memory)
+    reads = []
+    for moment in stores.pages():
+        try:
+            found = decode_sealed(moment[record.offset : record.end], pages)
+        except ImageError:
+            reads.append(False)
+            continue
+        assert (found.generation, found.payload, found.fell_back) == (generation, NEW, False)
+        reads.append(True)
+    assert reads == sorted(reads)
+    assert reads[-1]
+    follows = abs(a - b) == 1 or 0 in (a, b)
+    assert generation == (max(a, b) % LAST + 1 if follows else 1)
+    for step, payload in enumerate((OLD, NEW, OLD, NEW)):
+        memory.write(module.page_address(1), b"step %d" % step)
+        generation = generation % LAST + 1
+        assert update_sealed(module, index, payload, memory) == generation
+        found = read_sealed(module, index, memory)
+        assert (found.payload, found.generation, found.fell_back) == (payload, generation, False)
 
 
 @pytest.mark.parametrize("damaged", [0, 1])

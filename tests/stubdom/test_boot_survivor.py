@@ -167,6 +167,44 @@ class TestDecoys:
         assert third.has_survivor
         assert module_of(third).address == module_of(second).address
 
+    @pytest.mark.parametrize(
+        ("n_decoys", "why"),
+        [
+            (31, "another one has the same device"),
+            (32, "the search for others inside of it was cut short"),
+            (40, "the search for others inside of it was cut short"),
+        ],
+    )
+    def test_a_real_one_out_of_sight_is_not_taken_for_none(
+        self, hypervisor: Hypervisor, n_decoys: int, why: str
+    ) -> None:
+        """One above covers the real one; between them is more than is looked at."""
+        hole = MemoryMap([MemoryRange(0, RAM_BYTES - (n_decoys + 1) * PAGE_SIZE, E820_RAM)])
+        hypervisor.load(PAGES_24)
+        first = next_boot(hypervisor, PAGES_24, memmap=hole)
+        assert first.front is not None
+        first.front.write_file("/kept", [b"by the first"])
+        first.front.save()
+        real = module_of(first)
+        at = RAM_BYTES - PAGE_SIZE
+        for page in range(n_decoys):
+            put(hypervisor, at - (page + 1) * PAGE_SIZE, EMPTY)
+        put(hypervisor, at, decoy_for(first, at, n_decoys + 24))
+        assert real.admin_address == at - (n_decoys + 1) * PAGE_SIZE
+        kept = hypervisor.memory.read(real.address, real.size_bytes)
+        second = next_boot(hypervisor, PAGES_24)
+        assert not second.has_survivor
+        # a new one, in the free pages of the decoys
+        assert module_of(second).size_bytes == 24 * PAGE_SIZE
+        assert module_of(second).address > real.admin_address
+        assert works(second)
+        said = console(hypervisor)
+        assert f"survivor-in-doubt: {why}" in said
+        assert "the search for a kexec module was cut short: out of looks" in said
+        # nothing was written to the real one, but for what the backend did with the rings
+        after = hypervisor.memory.read(real.address, real.size_bytes)
+        assert after[17 * PAGE_SIZE :] == kept[17 * PAGE_SIZE :]
+
     def test_what_is_told_has_a_bound(self, hypervisor: Hypervisor) -> None:
         for page in range(30):
             put(hypervisor, FREE_PAGE - page * PAGE_SIZE, EMPTY)

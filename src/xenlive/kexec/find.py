@@ -19,7 +19,8 @@ searches says what is accepted, and candidates are shown to it as read-only copi
 **Invariants.** What is given back is attached, so it is sound, and was accepted. Nothing is written
 to any other page. Strangers are passed over in silence; one of ours that is handed over and not
 sound, or that reaches into what is in use, is never used, and the reason tells of it. What a search
-costs is a word of each page, and a bounded time for all that looks like a module.
+costs is a word of each page, and a bounded time for all that looks like a module. A search that
+reaches a bound with more to look at ends with OutOfSpace, never as if there was no more.
 
 Why not go on after the bounds: they are reached only if somebody wants that, and a kernel that has
 looked for a second should rather boot. A module is made at the top of RAM, so the real one is among
@@ -29,7 +30,7 @@ the first that are met.
 from __future__ import annotations
 
 from xenlive.abi.kexec_module import EYE_CATCHER, MAX_RECORDS, PG2REC_OFFSET, RECORD
-from xenlive.errors import ImageError
+from xenlive.errors import ImageError, OutOfSpace
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.verify import first_problem
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_down, round_up
@@ -94,7 +95,8 @@ def find_surviving_module(
     """The highest accepted module that `surviving_modules` comes upon; None if there is none.
 
     `accept` is given a read-only copy, the same as that gives. Whatever it knows must not come from
-    the module alone: anybody whose bytes can get into a page can make one.
+    the module alone: anybody whose bytes can get into a page can make one. OutOfSpace if none was
+    accepted before the search was cut short.
     """
     for candidate in surviving_modules(memory, memmap, reserved, populated):
         if accept(candidate):
@@ -116,7 +118,8 @@ def surviving_modules(
     They are outside of all `reserved`. Administration pages outside of `populated` were never
     written to and are not looked at (reading them could cost the memory they don't take yet); None:
     all are looked at. Both are pairs of address and size in bytes. At most `MAX_SHOWN` are given,
-    from at most `MAX_VERIFIED` pages.
+    from at most `MAX_VERIFIED` pages; if more pages begin like a module, OutOfSpace follows the
+    last one: what was not looked at may be one, too.
     """
     taken = [(address, size) for address, size in reserved if size > 0]
     looked = _read_only(memory)
@@ -126,6 +129,9 @@ def surviving_modules(
             address, size = page - n_pages * PAGE_SIZE, (n_pages + 1) * PAGE_SIZE
             if not memmap.is_ram(PhysAddr(address), size) or _reaches(address, size, taken):
                 continue
+            if verified == MAX_VERIFIED or shown == MAX_SHOWN:
+                bound = MAX_SHOWN if shown == MAX_SHOWN else MAX_VERIFIED
+                raise OutOfSpace("looks at pages that begin like a module", bound + 1, bound)
             verified += 1
             if first_problem(looked.view(PhysAddr(page), PAGE_SIZE), size) is None:
                 try:
@@ -134,8 +140,6 @@ def surviving_modules(
                     continue
                 shown += 1
                 yield candidate
-            if verified == MAX_VERIFIED or shown == MAX_SHOWN:
-                return
     finally:
         looked.release()
 

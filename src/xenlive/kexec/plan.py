@@ -54,7 +54,6 @@ ACTION_COPY = 1
 ACTION_ZERO = 2
 
 _LIMIT = 1 << 32
-_ADDRESS_END = 1 << 64
 
 
 class Action:
@@ -244,12 +243,12 @@ def plan_kexec(
     list; `reserved` is neither free nor moved, and the last step may overwrite it.
 
     BadAddress when the image or the block would lie outside of RAM or in handed-over pages, or when
-    what is handed over is no memory or two of it share some,
+    what is handed over is empty, is not all inside one region of `memory`, or two of it share some;
     OutOfSpace for too many actions or too few free pages, ConfigError for a command line that can't
     be handed over. Nothing is changed.
     """
     handed_over = [module_range(module), *others]
-    _validate_handed_over(handed_over)
+    _validate_handed_over(memory, handed_over)
     start = PhysAddr(round_up(image.end, BLOCK_ALIGN))
     block = build_start_info(start, memmap.for_next_kernel(), handed_over, cmdline, rsdp_paddr)
     plan = KexecPlan(memory, module, handed_over, image.entry, start, block)
@@ -261,14 +260,14 @@ def plan_kexec(
     return plan
 
 
-def _validate_handed_over(ranges: Iterable[tuple[int, int]]) -> None:
+def _validate_handed_over(memory: GuestMemory, ranges: Iterable[tuple[int, int]]) -> None:
     reach = 0
     for address, size in sorted(ranges):
-        if address < 0 or size < 0 or address + size > _ADDRESS_END:
+        if size <= 0 or not memory.contains(PhysAddr(address), size):
             raise BadAddress(address, size, "no memory to hand over")
-        if size and address < reach:
+        if address < reach:
             raise BadAddress(address, size, "it would be handed over twice")
-        reach = max(reach, address + size)
+        reach = address + size
 
 
 def _check_place(

@@ -11,6 +11,10 @@ CRC-32 over kind, flags, generation and payload, and, if the record was made so,
 its pages in order of their index: over what is in them and in which order, not over where they are.
 So a seal stays whole when the module grows.
 
+If there is no generation to go on from, the update starts over from 1 in one slot and makes the
+other void: after the last generation there is, or when nothing matches and the generations are no
+two that follow each other. Something that reads is made void last, something that doesn't first.
+
 **The policy.** The slot with the highest generation counts. If its checksum does not match, the
 other one counts, if that matches, and `fell_back` says so: there is one that does not match, and is
 not older. If none matches that is `ImageError("seal-broken")`: the record is neither trusted nor
@@ -19,8 +23,9 @@ reads the record: attaching to a module does not look at seals.
 
 **Invariants.** After each single store of an update the record reads as before or as after: the
 slot that reads is never the one that is written. No damage to a slot keeps the other from being
-updated. Pages are not kept twice: between the first change of a covered page and the end of the
-update, the seal is broken, and that is what it is for.
+updated, and no damage at all keeps a record that covers its pages from it. Pages are not kept
+twice: between the first change of a covered page and the end of the update, the seal is broken, and
+that is what it is for.
 
 Why no cryptographic checksum: who can write this memory can write the checksum too. It tells
 damage, not malice.
@@ -38,7 +43,7 @@ from xenlive.abi.kexec_module import (
     SEALED_MAGIC,
     SEALED_SLOT,
 )
-from xenlive.errors import ImageError, ModuleError, OutOfSpace
+from xenlive.errors import ImageError, ModuleError
 from xenlive.memory.address import PAGE_SIZE
 
 TYPE_CHECKING = False
@@ -116,7 +121,7 @@ def update_sealed(
 
     ModuleError for a payload of another size than the record's, or as `read_sealed`. ImageError
     `seal-broken` if no slot matches; not so for a record that covers its pages, as these have
-    changed by now. OutOfSpace after 4 billion updates.
+    changed by now. The generation is one on, or 1 if there is none to go on from.
     """
     said = bytes(memoryview(payload))
     data = _read(module, index)
@@ -125,16 +130,20 @@ def update_sealed(
     if len(said) != slots[0].size:
         what = f"sealed record {index} has a payload of {slots[0].size} bytes"
         raise ModuleError(what, len(said))
-    kept, before = _kept(head, slots, pages)
+    kept, reads = _kept(head, slots, pages)
     written = slots[1] if kept is slots[0] else slots[0]
-    if before == _MAX_GENERATION:
-        raise OutOfSpace("generations of a sealed record", 1, 0)
-    generation = before + 1
+    generation = _next_generation(kept, written, reads)
+    starts_over = generation <= kept.generation
     checksum = _checksum(head, generation, said, pages)
+    if starts_over and not reads:
+        module.update_record_u32(index, 0, kept.offset)
     module.update_record_u32(index, 0, written.offset)
     module.update_record(index, said, written.offset + SEALED_SLOT.size)
     module.update_record_u32(index, checksum, written.offset + _CHECKSUM)
     module.update_record_u32(index, generation, written.offset)
+    if starts_over and reads:
+        # until here the kept one, being the newer, reads: this is the store that counts
+        module.update_record_u32(index, 0, kept.offset)
     return generation
 
 
@@ -206,22 +215,29 @@ def _matching(
     return good, bad
 
 
-def _kept(head: bytes, slots: list[_Slot], pages: Sequence[Buffer]) -> tuple[_Slot, int]:
-    """The slot that an update leaves alone, the one that reads; and the generation to go on from.
+def _kept(head: bytes, slots: list[_Slot], pages: Sequence[Buffer]) -> tuple[_Slot, bool]:
+    """The slot that an update does not write to, and whether it reads.
 
     Once covered pages have changed, none reads, and there is nothing to lose: the newer one goes
-    for the one that did. But no slot has the last generation unless the other has the last but one,
-    so that number alone is damage, and to be overwritten.
+    for the one that did.
     """
     good, _ = _matching(head, slots, pages)
     if good:
-        return good[0], good[0].generation
+        return good[0], True
     if not covers_pages(head):
         raise ImageError("seal-broken", _BROKEN, 0)
-    older, newer = sorted(slots, key=lambda slot: slot.generation)
-    if newer.generation < _MAX_GENERATION or older.generation == _MAX_GENERATION - 1:
-        return newer, newer.generation
-    return older, 0 if older.generation == _MAX_GENERATION else older.generation
+    return sorted(slots, key=lambda slot: slot.generation)[1], False
+
+
+def _next_generation(kept: _Slot, written: _Slot, reads: bool) -> int:
+    """One on from the kept slot's; 1 if that is the last one, or neither it nor its slot is true.
+
+    Updates leave two that follow each other, or one and a void slot: other pairs are damage. Some
+    damage looks like that too: it is gone on from, and does no harm, since the last is not the end.
+    """
+    apart = kept.generation - written.generation
+    is_damage = not reads and written.generation != 0 and apart != 1
+    return 1 if is_damage or kept.generation == _MAX_GENERATION else kept.generation + 1
 
 
 def _checksum(head: bytes, generation: int, payload: bytes, pages: Iterable[Buffer]) -> int:

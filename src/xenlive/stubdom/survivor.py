@@ -11,16 +11,19 @@ if its device's references are alive, to the backend, and all lead to pages that
 device's. One that covers a part of the device only can't pass.
 
 A page above the module, or a page of it that is not the device's, could hold one that covers the
-whole device as well. Which of the two is the real one, nothing tells: then neither is used.
+whole device as well. Which of the two is the real one, nothing tells: then neither is used. A
+search has a bound (`find.py`). If it is reached inside of one, another could be where nobody
+looked: that one is in doubt as well.
 
 **Invariants.** Nothing is written to what is not accepted. What was refused is told once, in a few
-lines at most, and does not stop the boot.
+lines at most, and so is a search that was cut short; neither stops the boot. What was not looked
+at never counts as harmless.
 """
 
 from __future__ import annotations
 
 from xenlive.domain.ninepdevice import find_granted_device
-from xenlive.errors import BootError
+from xenlive.errors import BootError, OutOfSpace
 from xenlive.kexec.find import find_surviving_module, surviving_modules
 from xenlive.memory.address import PAGE_SIZE, frame_of
 
@@ -42,14 +45,20 @@ def find_survivor(
     `reserved` is what is in use since: address and size in bytes of each run.
     """
     machine, judge = domain.machine, _Judge(domain, reserved)
-    module = find_surviving_module(
-        machine.memory,
-        domain.start_info.memmap,
-        reserved,
-        machine.populated_memory(),
-        judge.accepts,
-    )
+    cut_short = ""
+    try:
+        module = find_surviving_module(
+            machine.memory,
+            domain.start_info.memmap,
+            reserved,
+            machine.populated_memory(),
+            judge.accepts,
+        )
+    except OutOfSpace as error:
+        module, cut_short = None, str(error)
     judge.tell()
+    if cut_short:
+        machine.console(f"the search for a kexec module was cut short: {cut_short}")
     return None if module is None else (module, judge.record)
 
 
@@ -92,13 +101,24 @@ class _Judge:
 
     def _validate_alone(self, module: KexecModule) -> None:
         low, high = int(module.address), int(module.admin_address)
-        overlaps = any(low <= last and first <= high for first, last in self._doubtful)
-        if overlaps or self._has_another_inside(module):
+        doubt = ""
+        if any(low <= last and first <= high for first, last in self._doubtful):
+            doubt = "it shares pages with another one in doubt"
+        else:
+            try:
+                if self._has_another_inside(module):
+                    doubt = "another one has the same device"
+            except OutOfSpace as error:
+                doubt = f"the search for others inside of it was cut short: {error}"
+        if doubt:
             self._doubtful.append((low, high))
-            raise BootError("survivor-in-doubt", "another one has the same device")
+            raise BootError("survivor-in-doubt", doubt)
 
     def _has_another_inside(self, module: KexecModule) -> bool:
-        """Whether one whose last page is a page of the module's has the device, too."""
+        """Whether one whose last page is a page of the module's has the device, too.
+
+        OutOfSpace if none has that was looked at, and not all were.
+        """
         inside = [(int(module.address), module.n_pages * PAGE_SIZE)]
         domain = self._domain
         for other in surviving_modules(
