@@ -14,29 +14,29 @@ from pathlib import Path
 
 import pytest
 
-from xenlive.abi import (
+from xenlive.abi.hypercalls import (
     event_channel,
-    grant_ops,
-    hvm_op,
-    memory_op,
-    sched_op,
+    grant_table,
+    hvm,
+    memory,
+    sched,
     shared_info,
-    vcpu_op,
-    version_op,
-    xen_public,
+    vcpu,
+    version,
+    xen,
 )
 from xenlive.abi.layout import Field, Layout
 
 MODULES = (
     event_channel,
-    grant_ops,
-    hvm_op,
-    memory_op,
-    sched_op,
+    grant_table,
+    hvm,
+    memory,
+    sched,
     shared_info,
-    vcpu_op,
-    version_op,
-    xen_public,
+    vcpu,
+    version,
+    xen,
 )
 INCLUDES = (
     *("xen", "event_channel", "grant_table", "memory", "sched", "vcpu", "version", "features"),
