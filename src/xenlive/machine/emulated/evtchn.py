@@ -135,8 +135,8 @@ class EventChannels:
             raise HypercallError(call, XEN_EINVAL, f"no port {port}")
         return self._ports.get(port)
 
-    def _free_port(self, call: str) -> int:
-        """The lowest free port (`get_free_port`)."""
+    def free_port(self, call: str) -> int:
+        """The lowest free port (`getfree_port`)."""
         port = 1
         while port in self._ports:
             port += 1
@@ -159,7 +159,7 @@ class EventChannels:
 
     def alloc_unbound(self, remote_domid: int) -> int:
         """A port that `remote_domid` may bind to (`evtchn_alloc_unbound`)."""
-        port = self._free_port("EVTCHNOP_alloc_unbound")
+        port = self.free_port("EVTCHNOP_alloc_unbound")
         channel = Channel(UNBOUND)
         channel.remote_domid = remote_domid
         return self._take(port, channel)
@@ -167,7 +167,7 @@ class EventChannels:
     def bind_interdomain(self, remote: EventChannels, remote_port: int) -> int:
         """A port bound to another's unbound one, pending at once (`evtchn_bind_interdomain`)."""
         call = "EVTCHNOP_bind_interdomain"
-        port = self._free_port(call)
+        port = self.free_port(call)
         other = remote._bound(call, remote_port)
         if other is None or other.state != UNBOUND or other.remote_domid != self.domid:
             why = f"port {remote_port} of domain {remote.domid} is not for domain {self.domid}"
@@ -189,7 +189,7 @@ class EventChannels:
         self._validate_vcpu(call, vcpu)
         if (virq, vcpu) in self._virqs:
             raise HypercallError(call, XEN_EEXIST, f"virq {virq} is bound")
-        port = self._free_port(call)
+        port = self.free_port(call)
         channel = Channel(VIRQ, vcpu)
         channel.number = virq
         self._virqs[virq, vcpu] = port
@@ -198,7 +198,7 @@ class EventChannels:
     def bind_ipi(self, vcpu: int) -> int:
         """A port by which the domain notifies its own `vcpu` (`evtchn_bind_ipi`)."""
         self._validate_vcpu("EVTCHNOP_bind_ipi", vcpu)
-        return self._take(self._free_port("EVTCHNOP_bind_ipi"), Channel(IPI, vcpu))
+        return self._take(self.free_port("EVTCHNOP_bind_ipi"), Channel(IPI, vcpu))
 
     def bind_pirq(self, pirq: int) -> int:
         """A port for an interrupt line, which never rings here (`evtchn_bind_pirq`)."""
@@ -209,7 +209,7 @@ class EventChannels:
             raise HypercallError(call, XEN_EEXIST, f"pirq {pirq} is bound")
         channel = Channel(PIRQ)
         channel.number = pirq
-        self._pirqs[pirq] = self._free_port(call)
+        self._pirqs[pirq] = self.free_port(call)
         return self._take(self._pirqs[pirq], channel)
 
     def bind_vcpu(self, port: int, vcpu: int) -> None:

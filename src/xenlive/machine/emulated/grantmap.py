@@ -187,7 +187,8 @@ class BackEndGrants:
         done: list[memoryview] = []
         wanted = list(refs)
         try:
-            done.extend(self.map(ref) for ref in wanted)
+            for ref in wanted:
+                done.append(self.map(ref))
         except GrantError:
             for ref in wanted[: len(done)]:
                 self.unmap(ref)

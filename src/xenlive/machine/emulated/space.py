@@ -14,8 +14,9 @@ paging, sharing or populate-on-demand can see: `p2m_add_page`, `p2m_remove_page`
 
 **Invariants.** A machine frame of the domain stands behind at most one guest frame, except by
 grants. A frame that somebody else holds (a grant, a vcpu_info) is not given out again before it was
-let go. What is behind no frame is a hole: reading it here is `BadAddress`, and all ones for a
-processor. Each change reaches the attached mapper (the processor's view) before it returns.
+let go. Where nothing stands is a hole: it reads as all ones and swallows what is written; through
+`memory()` it is `BadAddress`. Each change reaches the attached mapper (the processor's view) before
+it returns.
 
 Why exceptions to a few runs, and not a table: 4 GiB are a million frames, and nearly all of them
 stay where they were at boot.
@@ -294,24 +295,10 @@ class Space:
     # ---- bytes ---------------------------------------------------------------------------
 
     def read(self, address: int, size: int) -> bytes:
-        """A copy of `size` bytes. BadAddress if one of them is in a hole."""
-        return b"".join(bytes(piece) for piece in self._pieces(address, size, False))
-
-    def write(self, address: int, data: Buffer) -> None:
-        """Stores `data`; what goes to read-only grants is dropped. BadAddress for a hole.
-
-        Nothing is stored if one byte of it would go to a hole.
-        """
-        source = memoryview(data).cast("B")
-        done = 0
-        for piece in list(self._pieces(address, len(source), True)):
-            size = len(piece)
-            if not piece.readonly:
-                piece[:] = source[done : done + size]
-            done += size
-
-    def read_all_ones(self, address: int, size: int) -> bytes:
-        """What a processor reads: holes are all ones."""
+        """A copy of `size` bytes as a processor reads them: holes are all ones."""
+        start = self._in_a_run(address, size)
+        if start is not None:
+            return bytes(self._view[start : start + size])
         parts = []
         for gfn, offset, length in _split(address, size):
             mapping = self.lookup(gfn)
@@ -321,19 +308,25 @@ class Space:
                 parts.append(bytes(mapping.frame.view[offset : offset + length]))
         return b"".join(parts)
 
-    def _pieces(self, address: int, size: int, to_write: bool) -> Iterator[memoryview]:
-        if address < 0 or size < 0:
-            raise BadAddress(address, size)
-        start = self._in_a_run(address, size)
+    def write(self, address: int, data: Buffer) -> None:
+        """Stores `data` as a processor does: holes and read-only grants swallow what is theirs."""
+        source = memoryview(data).cast("B")
+        start = self._in_a_run(address, len(source))
         if start is not None:
-            yield self._view[start : start + size]
+            self._view[start : start + len(source)] = source
             return
-        for gfn, offset, length in _split(address, size):
+        done = 0
+        for gfn, offset, length in _split(address, len(source)):
             mapping = self.lookup(gfn)
-            if mapping is None:
-                raise BadAddress(address, size, "nothing is there")
-            piece = mapping.frame.view[offset : offset + length]
-            yield piece.toreadonly() if to_write and not mapping.writable else piece
+            if mapping is not None and mapping.writable:
+                mapping.frame.view[offset : offset + length] = source[done : done + length]
+            done += length
+
+    def is_backed(self, address: int, size: int) -> bool:
+        """Whether there is a page behind each of `size` bytes, of its own or granted."""
+        if self._in_a_run(address, size) is not None:
+            return True
+        return all(self.lookup(gfn) is not None for gfn, _, _ in _split(address, size))
 
     def contiguous(self, address: int, size: int) -> int | None:
         """The offset in the memfd of `size` bytes that lie in a row there; None if they don't.
