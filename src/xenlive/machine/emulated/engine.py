@@ -1,0 +1,491 @@
+"""The processor: Unicorn, made to stop wherever a hypervisor has a say.
+
+This file alone imports Unicorn; what is known of its insides is here and in `cpustate.py`. Unicorn
+is QEMU's x86 translator as a library. It runs instructions well, but it was made for fragments of
+programs: it delivers no exception, has no hook for MSRs or control registers, and forgets to say
+why it stopped. What closes the gap is in the same translator: QEMU can emulate AMD's SVM, and its
+checks for intercepted instructions are all still there.
+
+    HF_GUEST in hflags, intercept bits in the processor's state
+        |
+    guest executes hlt, cpuid, rdmsr, wrmsr, mov to CR or DR, int n, or faults
+        |
+    QEMU: cpu_vmexit(): RIP at the instruction, older exceptions forgotten, number 0x100 + reason
+        |
+    Unicorn: that number goes to the interrupt hook, which stops the run     --->  an `Exit`
+
+So no code is scanned, no byte patched, and each exit is exact, wherever and however the code runs.
+A guest has no SVM of its own to change it with. What is leaned on, and why:
+
+* **The C interface**, through ctypes. The Python classes of the package hide the hook of RDTSC, and
+  cost more for a register than the whole saved context costs.
+* **The saved context**, a copy of QEMU's CPUX86State (`cpustate.py`). There is no other way to set
+  a privilege level, a segment's hidden part or an intercept. Where things are in it is checked
+  against public calls before the first guest runs.
+* **A page for the VMCB** above the 40 bits of physical address that QEMU's page walks allow: QEMU
+  reads the MSR permission map there, and leaves a page fault's address there instead of in CR2.
+* **A counter of blocks**: a hook of seven host instructions before each translated block, which
+  stops the run when a budget is used up. It costs about a fifth of the speed of the tightest loop,
+  and nothing else bounds `jmp .`: Unicorn's own `count` hooks every instruction, its `timeout` is
+  another thread's and different each time. Where there is no such code for the host, or no memory
+  to execute it in, the hook is in Python: some 40 times slower, and the same to the block.
+* **`uc_ctl` with exits enabled and none given**: otherwise the address to stop at is looked up in
+  the guest's page tables at the end of each run, which spoils CR2.
+
+**Invariants.** The same state and the same memory give the same run: nothing here depends on time,
+threads or addresses of the host. Nothing a guest does raises in `run`; an error of Unicorn's is an
+`Exit` too. What a hook raises (Ctrl-C is one) leaves through `run`, after the engine has stopped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import struct
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from xenlive.machine.emulated import capi, exits
+from xenlive.machine.emulated.cpustate import (
+    ERROR_CODE,
+    HOST_POINTERS,
+    OLD_EXCEPTION,
+    STATE_SIZE,
+    CpuState,
+)
+from xenlive.machine.emulated.exits import EmulatorMissing, EngineHooks, Exit
+from xenlive.machine.emulated.paging import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = "2.1.4"
+
+# Registers that the check at the start looks for, and their numbers.
+_MSR_AT = {
+    0x175: "sysenter_esp",
+    0x176: "sysenter_eip",
+    0xC0000081: "star",
+    0xC0000082: "lstar",
+    0xC0000083: "cstar",
+    0xC0000084: "fmask",
+    0xC0000102: "kernel_gs_base",
+    0xC0000103: "tsc_aux",
+    0x277: "pat",
+}
+
+# SVM exit codes (AMD64 APM volume 2, appendix C); Unicorn shows them with 0x100 added.
+_VMEXIT, _EXIT_WRITE_CR, _EXIT_WRITE_DR, _EXIT_EXCEPTION, _EXIT_MSR = 0x100, 0x10, 0x30, 0x40, 0x7C
+_EXIT_KIND = {0x72: exits.CPUID, 0x75: exits.SOFT_INTERRUPT, 0x78: exits.HALT}
+_EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none of them
+_INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
+_INTERCEPT_CR_WRITE = 1 << 0 | 1 << 4
+_INTERCEPT_DR_WRITE = 0xFF
+
+_VMCB_ADDRESS = 1 << 44
+_VMCB_MSR_MAP, _VMCB_EXIT_INFO_2 = 0x48, 0x80
+_MSR_MAP_SIZE = 3 * PAGE_SIZE
+#: MSRs that the guest reads and writes without an exit: Linux does so at each switch of a task.
+_FREE_MSRS = (0xC0000100, 0xC0000101, 0xC0000102)
+
+_LAZY_HOLES_MAX = 512
+#: RAM is mapped in pieces: taking a page out of one makes QEMU look at each page of that piece.
+_CHUNK_SIZE = 16 << 20
+#: Beyond this it is cheaper to translate everything again.
+_REWRITE_MAX = 1 << 16
+
+# Before each block, called as f(uc, address, size, counter): dec qword [rcx]; js stop; ret;
+# stop: mov rax, uc_emu_stop; jmp rax. In the convention of the System V x86-64 ABI.
+_COUNT_CODE = b"\x48\xff\x09\x78\x01\xc3\x48\xb8%b\xff\xe0"
+
+
+class Engine(CpuState):
+    """One processor. `hooks` is asked while it runs; memory comes with `map`."""
+
+    def __init__(self, hooks: EngineHooks) -> None:
+        self._hooks = hooks
+        self._lib = _library()
+        self._uc = ctypes.c_void_p()
+        self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
+        self._callbacks: list[object] = []  # ctypes forgets them, Unicorn doesn't
+        self._raised: BaseException | None = None
+        self._exit: Exit | None = None
+        self._holes: dict[int, int] = {}
+        self._is_stale = False
+        self._readonly: dict[int, int] = {}
+        super().__init__(self._make_context())
+        self._load()
+        self._check_offsets()
+        self._make_vmcb()
+        self._add_hooks()
+        self._must(self._lib.uc_ctl(self._uc, capi.CTL_USE_EXITS, 1), "set up")
+        self._budget = self._cut = 0
+        #: Blocks that the last run executed.
+        self.executed = 0
+        self._pristine = bytes(self._raw)
+        self.reset()
+
+    # ---- setting up ----------------------------------------------------------------------
+
+    def _must(self, error: int, what: str) -> None:
+        if error:
+            text = self._lib.uc_strerror(error).decode()
+            raise EmulatorMissing(f"the emulator can't {what}: {text}")
+
+    def _make_context(self) -> ctypes.Array[ctypes.c_ubyte]:
+        size = self._lib.uc_context_size(self._uc)
+        if size != capi.CONTEXT_HEADER_SIZE + STATE_SIZE:
+            raise EmulatorMissing(f"a saved context has {size} bytes: not Unicorn {VERSION}")
+        self._context = ctypes.c_void_p()
+        self._must(self._lib.uc_context_alloc(self._uc, ctypes.byref(self._context)), "save")
+        at = (self._context.value or 0) + capi.CONTEXT_HEADER_SIZE
+        return (ctypes.c_ubyte * STATE_SIZE).from_address(at)
+
+    def _check_offsets(self) -> None:
+        # What can be set through a public call is set, and must turn up where we look for it.
+        for number, name in _MSR_AT.items():
+            msr = capi.Msr(number, 0x0000_1234_5600_0000 | number & 0xFFF)
+            self._lib.uc_reg_write(self._uc, capi.REG_MSR, ctypes.byref(msr))
+            self._load()
+            if self.reg(name) != msr.value:
+                raise EmulatorMissing(f"{name} is not where Unicorn {VERSION} has it")
+            msr.value = 0
+            self._lib.uc_reg_write(self._uc, capi.REG_MSR, ctypes.byref(msr))
+        self._load()
+        found = (self.reg("dr6"), self.reg("dr7"), self._words[OLD_EXCEPTION // 4])
+        if found != (0xFFFF0FF0, 0x400, 0xFFFFFFFF):
+            raise EmulatorMissing(f"debug registers are not where Unicorn {VERSION} has them")
+
+    def _make_vmcb(self) -> None:
+        self._vmcb = mmap.mmap(-1, PAGE_SIZE + _MSR_MAP_SIZE)
+        map_address = _VMCB_ADDRESS + PAGE_SIZE
+        self._vmcb[_VMCB_MSR_MAP : _VMCB_MSR_MAP + 8] = struct.pack("<Q", map_address)
+        bitmap = bytearray(b"\xff" * _MSR_MAP_SIZE)
+        for number in _FREE_MSRS:
+            bit = (8192 + number - 0xC0000000) * 2
+            bitmap[bit // 8] &= ~(3 << bit % 8)
+        self._vmcb[PAGE_SIZE:] = bytes(bitmap)
+        at = _address_of(self._vmcb)
+        for address, offset, size, rights in (
+            (_VMCB_ADDRESS, 0, PAGE_SIZE, capi.PROT_READ_WRITE),
+            (map_address, PAGE_SIZE, _MSR_MAP_SIZE, capi.PROT_READ),
+        ):
+            error = self._lib.uc_mem_map_ptr(self._uc, address, size, rights, at + offset)
+            self._must(error, "map memory")
+
+    def _add_hooks(self) -> None:
+        hooks = self._hooks
+        self._hook(capi.HOOK_INTR, capi.OnInterrupt, self._on_interrupt)
+        self._hook(capi.HOOK_MEM_UNMAPPED, capi.OnUnmapped, self._on_unmapped)
+        self._hook(capi.HOOK_INSN, capi.OnIn, lambda _, p, s, __: hooks.read_port(p, s), "in")
+        self._hook(
+            capi.HOOK_INSN, capi.OnOut, lambda _, p, s, v, __: hooks.write_port(p, s, v), "out"
+        )
+        self._hook(capi.HOOK_INSN, capi.OnTsc, lambda *_: self._on_tsc(), "rdtsc")
+        self._hook(capi.HOOK_INSN, capi.OnTsc, lambda *_: self._on_tsc(is_rdtscp=True), "rdtscp")
+        self._hook(
+            capi.HOOK_INSN, capi.OnSyscall, lambda *_: self._on_syscall(exits.SYSCALL), "syscall"
+        )
+        self._hook(
+            capi.HOOK_INSN, capi.OnSyscall, lambda *_: self._on_syscall(exits.SYSENTER), "sysenter"
+        )
+        self._load_callback = self._callback(capi.OnLoad, self._on_load)
+        self._store_callback = self._callback(capi.OnStore, self._on_store)
+        self._add_counter()
+
+    def _callback(self, kind: Any, function: Callable[..., Any]) -> Any:
+        """A C function that calls `function`; what that raises is kept and ends the run."""
+
+        def guarded(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except BaseException as problem:
+                self._raised = self._raised or problem
+                self._lib.uc_emu_stop(self._uc)
+                return 0
+
+        callback = kind(guarded)
+        self._callbacks.append(callback)
+        return callback
+
+    def _hook(self, what: int, kind: Any, function: Callable[..., Any], insn: str = "") -> None:
+        callback = ctypes.cast(self._callback(kind, function), ctypes.c_void_p)
+        self._hook_native(what, callback.value or 0, 0, insn)
+
+    def _hook_native(self, what: int, function: int, argument: int, insn: str = "") -> None:
+        handle = ctypes.c_size_t()
+        args = [
+            self._uc,
+            ctypes.byref(handle),
+            what,
+            function,
+            argument,
+            capi.uint64(1),
+            capi.uint64(0),
+        ]
+        error = self._lib.uc_hook_add(*args, *([capi.int32(capi.INSN[insn])] if insn else []))
+        self._must(error, "add a hook")
+
+    def _add_counter(self) -> None:
+        self._counter = ctypes.c_int64(0)
+        page = _executable_page() if platform.machine() in ("x86_64", "AMD64") else None
+        #: Whether blocks are counted by host instructions, and not by a slow Python function.
+        self.counts_natively = page is not None
+        if page is None:
+            self._hook(capi.HOOK_BLOCK, capi.OnBlock, self._on_block)
+            return
+        stop = ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0
+        code = _COUNT_CODE % struct.pack("<Q", stop)
+        page[: len(code)] = code
+        self._counter_code = page
+        self._hook_native(capi.HOOK_BLOCK, _address_of(page), ctypes.addressof(self._counter))
+
+    # ---- hooks ---------------------------------------------------------------------------
+
+    def _end_run(self, why: Exit) -> None:
+        if self._exit is None:
+            self._exit = why
+        self._lib.uc_emu_stop(self._uc)
+
+    def _on_block(self, *_: int) -> None:
+        self._counter.value -= 1
+        if self._counter.value < 0:
+            self._lib.uc_emu_stop(self._uc)
+
+    def _on_interrupt(self, _: int, number: int, __: int) -> None:
+        code = number - _VMEXIT
+        if _EXIT_EXCEPTION <= code < _EXIT_EXCEPTION + 32:
+            self._end_run(Exit(exits.EXCEPTION, code - _EXIT_EXCEPTION))
+        elif code in _EXIT_KIND:
+            self._end_run(Exit(_EXIT_KIND[code]))
+        elif code == _EXIT_MSR:
+            self._end_run(Exit(exits.READ_MSR))
+        elif _EXIT_WRITE_CR <= code < _EXIT_WRITE_CR + 16:
+            self._end_run(Exit(exits.WRITE_CR, code - _EXIT_WRITE_CR))
+        elif _EXIT_WRITE_DR <= code < _EXIT_WRITE_DR + 16:
+            self._end_run(Exit(exits.WRITE_DR, code - _EXIT_WRITE_DR))
+        elif code in _EXITS_UNDEFINED:
+            self._end_run(Exit(exits.EXCEPTION, 6))
+        else:
+            self._end_run(Exit(exits.ERROR, text=f"exception {number:#x} that nobody asked for"))
+
+    def _on_syscall(self, kind: str) -> None:
+        # QEMU goes on to the next instruction whatever we do: keep where this one was.
+        self._lib.uc_context_save(self._uc, self._context)
+        self._end_run(Exit(kind, address=self._quads[16]))
+
+    def _on_tsc(self, is_rdtscp: bool = False) -> int:
+        value = self._hooks.read_tsc()
+        self._poke(capi.REG_RAX, value & 0xFFFFFFFF)
+        self._poke(capi.REG_RDX, value >> 32 & 0xFFFFFFFF)
+        if is_rdtscp:  # as the last run left it: writing it is an exit
+            self._poke(capi.REG_RCX, self.reg("tsc_aux") & 0xFFFFFFFF)
+        return 1
+
+    def _poke(self, register: int, value: int) -> None:
+        self._lib.uc_reg_write(self._uc, register, ctypes.byref(capi.uint64(value)))
+
+    def _on_unmapped(self, _: int, __: int, address: int, ___: int, ____: int, _____: int) -> bool:
+        # A page at a time becomes a hole that answers; the access is then tried again.
+        self._map_hole(address & ~(PAGE_SIZE - 1))
+        if len(self._holes) > _LAZY_HOLES_MAX:
+            self._lib.uc_emu_stop(self._uc)
+        return True
+
+    def _on_load(self, _: int, offset: int, size: int, page: int | None) -> int:
+        base = page or 0
+        backing = self._readonly.get(base)
+        if backing is None:
+            return self._hooks.read_hole(base + offset, size)
+        return int.from_bytes(ctypes.string_at(backing + offset, size), "little")
+
+    def _on_store(self, _: int, offset: int, size: int, value: int, page: int | None) -> None:
+        self._hooks.write_hole((page or 0) + offset, size, value)
+
+    # ---- memory --------------------------------------------------------------------------
+
+    def map(self, address: int, size: int, buffer_address: int, writable: bool = True) -> None:
+        """Physical memory at `address` is the `size` bytes at `buffer_address` of this process.
+
+        Whole pages. The buffer must stay where it is until `unmap` or `close`. What can't be
+        written is slow to read: each load asks here.
+        """
+        self.unmap(address, size)
+        step = _CHUNK_SIZE if writable else PAGE_SIZE
+        for offset in range(0, size, step):
+            at, behind = address + offset, buffer_address + offset
+            if not writable:
+                self._readonly[at] = behind
+                self._map_hole(at)
+                continue
+            part = min(step, size - offset)
+            error = self._lib.uc_mem_map_ptr(self._uc, at, part, capi.PROT_ALL, behind)
+            self._must(error, f"map {part:#x} bytes at {at:#x}")
+
+    def unmap(self, address: int, size: int) -> None:
+        """There is nothing at `address` any more: loads and stores go to the hooks."""
+        first, end = address, address + size
+        for begin, behind in self._mapped_parts(first, end):
+            error = self._lib.uc_mem_unmap(self._uc, begin, behind - begin)
+            self._must(error, f"unmap {behind - begin:#x} bytes at {begin:#x}")
+            self._is_stale = True
+        for pages in (self._holes, self._readonly):
+            for page in [page for page in pages if first <= page < end]:
+                del pages[page]
+
+    def _mapped_parts(self, first: int, end: int) -> list[tuple[int, int]]:
+        regions, count = ctypes.POINTER(capi.Region)(), ctypes.c_uint32()
+        self._lib.uc_mem_regions(self._uc, ctypes.byref(regions), ctypes.byref(count))
+        known = [(regions[i].begin, regions[i].end + 1) for i in range(count.value)]
+        self._lib.uc_free(regions)
+        return [(max(a, first), min(b, end)) for a, b in known if a < end and first < b]
+
+    def _map_hole(self, page: int) -> None:
+        args = (self._load_callback, page, self._store_callback, page)
+        error = self._lib.uc_mmio_map(self._uc, page, PAGE_SIZE, *args)
+        self._must(error, f"leave a hole at {page:#x}")
+        self._holes[page] = page
+
+    def _forget_holes(self) -> None:
+        for page in [page for page in self._holes if page not in self._readonly]:
+            self.unmap(page, PAGE_SIZE)
+
+    def wrote(self, address: int, size: int) -> None:
+        """Memory was changed behind the engine's back: code translated from it is forgotten."""
+        if size > _REWRITE_MAX:
+            self._is_stale = True
+            return
+        # Unicorn looks for translations of what is written through it, by physical address.
+        buffer = ctypes.create_string_buffer(size)
+        if not self._lib.uc_mem_read(self._uc, address, buffer, size):
+            self._lib.uc_mem_write(self._uc, address, buffer, size)
+
+    def _flush_translations(self) -> None:
+        self._is_stale = True
+
+    # ---- running -------------------------------------------------------------------------
+
+    def run(self, budget: int) -> Exit:
+        """Runs from RIP on, `budget` blocks at most, until there is a reason to stop."""
+        if len(self._holes) > _LAZY_HOLES_MAX:
+            self._forget_holes()
+        self._commit()
+        if self._is_stale:
+            self._is_stale = False
+            self._lib.uc_ctl(self._uc, capi.CTL_FLUSH_TB)
+            self._lib.uc_ctl(self._uc, capi.CTL_FLUSH_TLB)
+        self._counter.value = self._budget = budget
+        self._cut = 0
+        self._exit = None
+        error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, 0)
+        self._load()
+        self.executed = budget - self._cut - max(self._counter.value, 0)
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised
+        return self._why(error)
+
+    def _why(self, error: int) -> Exit:
+        found = self._exit
+        if found is None:
+            if error in (capi.ERR_FETCH_UNMAPPED, capi.ERR_FETCH_PROT):
+                # All ones are no instruction.
+                return Exit(exits.EXCEPTION, 6)
+            if error:
+                return Exit(exits.ERROR, text=self._lib.uc_strerror(error).decode())
+            return Exit(exits.BUDGET if self._counter.value < 0 else exits.STOPPED)
+        if found.kind in (exits.SYSCALL, exits.SYSENTER):
+            self._quads[16] = found.address
+            self._dirty = True
+        elif found.kind == exits.READ_MSR and self._words[ERROR_CODE // 4]:
+            return Exit(exits.WRITE_MSR)
+        elif found.kind == exits.EXCEPTION:
+            error_code = self._words[ERROR_CODE // 4]
+            address = struct.unpack_from("<Q", self._vmcb, _VMCB_EXIT_INFO_2)[0]
+            return Exit(exits.EXCEPTION, found.vector, error_code, address)
+        return found
+
+    def stop(self) -> None:
+        """From a hook: ends the run at the next block."""
+        self._lib.uc_emu_stop(self._uc)
+
+    def limit(self, blocks: int) -> None:
+        """From a hook: no more than `blocks` further blocks in this run."""
+        self._cut += max(self._counter.value - blocks, 0)
+        self._counter.value = min(self._counter.value, blocks)
+
+    @property
+    def running(self) -> int:
+        """From a hook: blocks that this run has begun so far."""
+        return self._budget - self._cut - self._counter.value
+
+    # ---- state ---------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self._lib.uc_context_save(self._uc, self._context)
+        self._dirty = False
+
+    def _commit(self) -> None:
+        if self._dirty:
+            self._lib.uc_context_restore(self._uc, self._context)
+            self._dirty = False
+
+    def _write_control(self, number: int, value: int) -> None:
+        self._commit()
+        self._lib.uc_reg_write(self._uc, capi.REG_CR0 + number, ctypes.byref(capi.uint64(value)))
+        self._load()
+        self._is_stale = True
+
+    def reset(self) -> None:
+        """The state in which a PVH kernel is entered, but for RIP and RBX."""
+        self._raw[:] = self._pristine
+        self._set_pvh_entry()
+        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _INTERCEPT_CR_WRITE, _INTERCEPT_DR_WRITE)
+        self._is_stale = True
+
+    def save(self) -> bytes:
+        """The whole state of the processor, memory apart. The same state gives the same bytes."""
+        saved = bytearray(self._raw)
+        saved[HOST_POINTERS:] = bytes(STATE_SIZE - HOST_POINTERS)
+        return bytes(saved)
+
+    def restore(self, saved: bytes) -> None:
+        """Goes back to what `save` gave. Memory is the caller's to put back, before it runs."""
+        self._raw[:] = saved
+        self._dirty = True
+        self._is_stale = True
+
+    def close(self) -> None:
+        """Lets go of everything; the memory that was mapped is its owner's again."""
+        for view in (self._quads, self._words, self._raw):
+            view.release()
+        self._lib.uc_context_free(self._context)
+        self._lib.uc_close(self._uc)
+
+
+def _address_of(buffer: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def _executable_page() -> mmap.mmap | None:
+    try:
+        return mmap.mmap(-1, PAGE_SIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError:  # some hosts let nobody have memory that is both
+        return None
+
+
+def _library() -> Any:
+    """Unicorn's C library, with the arguments of the calls made here."""
+    try:
+        from unicorn.unicorn_py3.unicorn import uclib
+    except ImportError:
+        raise EmulatorMissing(
+            "emulated machines need Unicorn: pip install 'xenlive[emulator]'"
+        ) from None
+    found = metadata.version("unicorn")
+    if found != VERSION:
+        raise EmulatorMissing(f"Unicorn is {found}, but {VERSION} is needed")
+    library = ctypes.CDLL(uclib._name)  # a handle of our own: argument types belong to one
+    capi.declare(library)
+    return library
