@@ -194,6 +194,7 @@ class Domain(Hypervisor):
         if mapping is None or mapping.is_foreign:
             return False
         mapping.frame.view[: len(page)] = page
+        self.space.tell_wrote(mapping.frame)
         self.latch(processor.in_long_mode)
         return True
 

@@ -273,6 +273,12 @@ class GrantTable:
             (view_a, at_a), (view_b, at_b) = self._status_place(ref_a), self._status_place(ref_b)
             view_a[at_a], view_b[at_b] = view_b[at_b], view_a[at_a]
 
+    def seed(self, ref: int, domid: int, gfn: int) -> None:
+        """Grants a page as the toolstack does before the guest runs (`xc_dom_gnttab_seed`)."""
+        page, place = self._place(ref, 4)
+        self._word[page][place + 1] = gfn
+        self._word[page][place] = GTF_permit_access | domid << 16
+
     def is_pinned(self, ref: int) -> bool:
         """Whether anybody uses a grant."""
         return ref in self._active

@@ -64,6 +64,9 @@ class Mapper(Protocol):
     def unmap(self, address: int, size: int) -> None:
         """There is nothing at `size` bytes from `address`: a hole, or something else soon."""
 
+    def wrote(self, address: int, size: int) -> None:
+        """The machine changed memory there: what was translated from it is no longer true."""
+
 
 @dataclass(frozen=True, slots=True)
 class MachineFrame:
@@ -283,6 +286,12 @@ class Space:
         for gfn, count, address, writable in self.runs():
             mapper.map(gfn << PAGE_SHIFT, count << PAGE_SHIFT, address, writable)
 
+    def tell_wrote(self, frame: MachineFrame) -> None:
+        """The machine wrote to a page of this domain, which may have code in it."""
+        gfn = self.gfn_of(frame)
+        if self._mapper is not None and gfn is not None:
+            self._mapper.wrote(gfn << PAGE_SHIFT, PAGE_SIZE)
+
     def _tell_unmap(self, gfn: int) -> None:
         if self._mapper is not None:
             self._mapper.unmap(gfn << PAGE_SHIFT, PAGE_SIZE)
@@ -321,6 +330,12 @@ class Space:
             if mapping is not None and mapping.writable:
                 mapping.frame.view[offset : offset + length] = source[done : done + length]
             done += length
+
+    def load(self, address: int, data: Buffer) -> None:
+        """Stores code: as `write`, and what was translated from there before is forgotten."""
+        self.write(address, data)
+        if self._mapper is not None:
+            self._mapper.wrote(address, memoryview(data).nbytes)
 
     def is_backed(self, address: int, size: int) -> bool:
         """Whether there is a page behind each of `size` bytes, of its own or granted."""

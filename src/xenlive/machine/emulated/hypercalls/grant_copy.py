@@ -109,3 +109,4 @@ def _move(op: dict[str, Any], source: _End, dest: _End) -> None:
             raise GrantError(_COPY, abi.GNTST_general_error, why)
     data = bytes(source.frame.view[read_at : read_at + length])
     dest.frame.view[write_at : write_at + length] = data
+    dest.frame.home.tell_wrote(dest.frame)
