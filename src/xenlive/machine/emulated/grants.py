@@ -356,6 +356,8 @@ class GrantTable:
             if flags & GTF_readonly and not readonly:
                 raise GrantError(call, GNTST_general_error, f"grant {ref} is read-only")
             self._mark(ref, GTF_reading if readonly else _BOTH)
+        if mapping and active is not None:
+            return active  # only copies look again at what the entry says
         try:
             if chained:
                 found = self._follow(call, ref, domid, readonly, transitive)
