@@ -78,3 +78,8 @@ class World:
         self.clock = Clock()
         self.host = Domain.host(self.peers, self.clock)
         self.guests = [Guest(self, domid) for domid in range(1, guests + 1)]
+
+    def close(self) -> None:
+        """Gives the domains' memory back."""
+        for domain in (self.host, *(guest.domain for guest in self.guests)):
+            domain.space.close()

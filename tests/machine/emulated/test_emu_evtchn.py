@@ -6,6 +6,7 @@ Each test names the function of `xen/common/event_channel.c` (or another file) i
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import pytest
 from machine.emulated.guests import ARG, BAD, Guest, World
@@ -35,8 +36,10 @@ PENDING, MASK_64, MASK_32 = 2048, 2560, 2176
 
 
 @pytest.fixture
-def world() -> World:
-    return World(2)
+def world() -> Iterator[World]:
+    made = World(2)
+    yield made
+    made.close()
 
 
 @pytest.fixture

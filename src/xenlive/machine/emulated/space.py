@@ -383,11 +383,10 @@ class Space:
         return SpaceMemory(self, self._view)
 
     def close(self) -> None:
-        """Gives the memory back; no view of it may be in use any more."""
-        self._view.release()
-        del self._buffer
-        self._mmap.close()
-        os.close(self._fd)
+        """Closes the memfd. The mapping goes with the last view of it, whoever has that."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class SpaceMemory(GuestMemory):
