@@ -18,7 +18,9 @@ REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
 INSN = {"in": 218, "out": 500, "syscall": 699, "sysenter": 700, "rdtsc": 608, "rdtscp": 609}
 
 # uc_ctl: the number, how many arguments (bit 26 on), and that it writes (bit 30).
-CTL_USE_EXITS, CTL_FLUSH_TB, CTL_FLUSH_TLB = 4 | 1 << 26 | 1 << 30, 10 | 1 << 30, 11 | 1 << 30
+CTL_USE_EXITS, CTL_CPU_MODEL = 4 | 1 << 26 | 1 << 30, 7 | 1 << 26 | 1 << 30
+CTL_FLUSH_TB, CTL_FLUSH_TLB = 10 | 1 << 30, 11 | 1 << 30
+CPU_OPTERON_G5 = 34
 
 #: struct uc_context: what stands before the processor's state.
 CONTEXT_HEADER_SIZE = 40

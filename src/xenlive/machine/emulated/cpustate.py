@@ -224,10 +224,10 @@ class CpuState:
             self.set_segment(name, segment)
         self.set_privilege(0)
 
-    def _set_intercepts(self, vmcb: int, intercept: int, cr_write: int, dr_write: int) -> None:
-        """SVM's intercepts as VMRUN would set them, all exceptions among them."""
+    def _set_intercepts(self, vmcb: int, intercept: int, cr_writes: int) -> None:
+        """SVM's intercepts as VMRUN would set them; of all exceptions and debug registers."""
         self._quads[VMCB // 8] = vmcb
-        values = (intercept, 0, cr_write, 0, dr_write, 0xFFFFFFFF)
+        values = (intercept, 0, cr_writes, 0, 0xFF, 0xFFFFFFFF)
         packed = struct.pack("<QHHHHI", *values)
         self._raw[INTERCEPT : INTERCEPT + len(packed)] = packed
         self._dirty = True

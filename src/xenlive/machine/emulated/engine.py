@@ -24,11 +24,9 @@ A guest has no SVM of its own to change it with. What is leaned on, and why:
   against public calls before the first guest runs.
 * **A page for the VMCB** above the 40 bits of physical address that QEMU's page walks allow: QEMU
   reads the MSR permission map there, and leaves a page fault's address there instead of in CR2.
-* **A counter of blocks**: a hook of seven host instructions before each translated block, which
-  stops the run when a budget is used up. It costs about a fifth of the speed of the tightest loop,
-  and nothing else bounds `jmp .`: Unicorn's own `count` hooks every instruction, its `timeout` is
-  another thread's and different each time. Where there is no such code for the host, or no memory
-  to execute it in, the hook is in Python: some 40 times slower, and the same to the block.
+* **A hook for each block** that counts (`counter.py`): nothing else bounds `jmp .`, for Unicorn's
+  own `count` hooks every instruction and its `timeout` is another thread's, different each time.
+* **A processor model** without RDRAND, whose numbers come from the host.
 * **`uc_ctl` with exits enabled and none given**: otherwise the address to stop at is looked up in
   the guest's page tables at the end of each run, which spoils CR2.
 
@@ -41,12 +39,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
 import struct
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated import capi, exits
+from xenlive.machine.emulated.counter import BlockCounter, address_of
 from xenlive.machine.emulated.cpustate import (
     ERROR_CODE,
     HOST_POINTERS,
@@ -80,8 +78,7 @@ _VMEXIT, _EXIT_WRITE_CR, _EXIT_WRITE_DR, _EXIT_EXCEPTION, _EXIT_MSR = 0x100, 0x1
 _EXIT_KIND = {0x72: exits.CPUID, 0x75: exits.SOFT_INTERRUPT, 0x78: exits.HALT}
 _EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none of them
 _INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
-_INTERCEPT_CR_WRITE = 1 << 0 | 1 << 4
-_INTERCEPT_DR_WRITE = 0xFF
+_CR_WRITES = 1 << 0 | 1 << 4
 
 _VMCB_ADDRESS = 1 << 44
 _VMCB_MSR_MAP, _VMCB_EXIT_INFO_2 = 0x48, 0x80
@@ -95,10 +92,6 @@ _CHUNK_SIZE = 16 << 20
 #: Beyond this it is cheaper to translate everything again.
 _REWRITE_MAX = 1 << 16
 
-# Before each block, called as f(uc, address, size, counter): dec qword [rcx]; js stop; ret;
-# stop: mov rax, uc_emu_stop; jmp rax. In the convention of the System V x86-64 ABI.
-_COUNT_CODE = b"\x48\xff\x09\x78\x01\xc3\x48\xb8%b\xff\xe0"
-
 
 class Engine(CpuState):
     """One processor. `hooks` is asked while it runs; memory comes with `map`."""
@@ -108,6 +101,8 @@ class Engine(CpuState):
         self._lib = _library()
         self._uc = ctypes.c_void_p()
         self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
+        self._control(capi.CTL_CPU_MODEL, capi.CPU_OPTERON_G5)
+        self._control(capi.CTL_USE_EXITS, 1)
         self._callbacks: list[object] = []  # ctypes forgets them, Unicorn doesn't
         self._raised: BaseException | None = None
         self._exit: Exit | None = None
@@ -119,7 +114,6 @@ class Engine(CpuState):
         self._check_offsets()
         self._make_vmcb()
         self._add_hooks()
-        self._must(self._lib.uc_ctl(self._uc, capi.CTL_USE_EXITS, 1), "set up")
         self._budget = self._cut = 0
         #: Blocks that the last run executed.
         self.executed = 0
@@ -132,6 +126,10 @@ class Engine(CpuState):
         if error:
             text = self._lib.uc_strerror(error).decode()
             raise EmulatorMissing(f"the emulator can't {what}: {text}")
+
+    def _control(self, what: int, *values: int) -> None:
+        error = self._lib.uc_ctl(self._uc, what, *(capi.int32(value) for value in values))
+        self._must(error, "be set up")
 
     def _make_context(self) -> ctypes.Array[ctypes.c_ubyte]:
         size = self._lib.uc_context_size(self._uc)
@@ -166,7 +164,7 @@ class Engine(CpuState):
             bit = (8192 + number - 0xC0000000) * 2
             bitmap[bit // 8] &= ~(3 << bit % 8)
         self._vmcb[PAGE_SIZE:] = bytes(bitmap)
-        at = _address_of(self._vmcb)
+        at = address_of(self._vmcb)
         for address, offset, size, rights in (
             (_VMCB_ADDRESS, 0, PAGE_SIZE, capi.PROT_READ_WRITE),
             (map_address, PAGE_SIZE, _MSR_MAP_SIZE, capi.PROT_READ),
@@ -228,18 +226,12 @@ class Engine(CpuState):
         self._must(error, "add a hook")
 
     def _add_counter(self) -> None:
-        self._counter = ctypes.c_int64(0)
-        page = _executable_page() if platform.machine() in ("x86_64", "AMD64") else None
-        #: Whether blocks are counted by host instructions, and not by a slow Python function.
-        self.counts_natively = page is not None
-        if page is None:
-            self._hook(capi.HOOK_BLOCK, capi.OnBlock, self._on_block)
-            return
         stop = ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0
-        code = _COUNT_CODE % struct.pack("<Q", stop)
-        page[: len(code)] = code
-        self._counter_code = page
-        self._hook_native(capi.HOOK_BLOCK, _address_of(page), ctypes.addressof(self._counter))
+        self._counter = BlockCounter(stop)
+        if self._counter.native is None:
+            self._hook(capi.HOOK_BLOCK, capi.OnBlock, self._on_block)
+        else:
+            self._hook_native(capi.HOOK_BLOCK, *self._counter.native)
 
     # ---- hooks ---------------------------------------------------------------------------
 
@@ -249,8 +241,8 @@ class Engine(CpuState):
         self._lib.uc_emu_stop(self._uc)
 
     def _on_block(self, *_: int) -> None:
-        self._counter.value -= 1
-        if self._counter.value < 0:
+        self._counter.left -= 1
+        if self._counter.left < 0:
             self._lib.uc_emu_stop(self._uc)
 
     def _on_interrupt(self, _: int, number: int, __: int) -> None:
@@ -366,21 +358,25 @@ class Engine(CpuState):
 
     # ---- running -------------------------------------------------------------------------
 
-    def run(self, budget: int) -> Exit:
-        """Runs from RIP on, `budget` blocks at most, until there is a reason to stop."""
+    def run(self, budget: int, instructions: int = 0) -> Exit:
+        """Runs from RIP on, `budget` blocks at most, until there is a reason to stop.
+
+        With `instructions`, no more than that many: for a debugger, as everything that was
+        translated is then translated again.
+        """
         if len(self._holes) > _LAZY_HOLES_MAX:
             self._forget_holes()
         self._commit()
         if self._is_stale:
             self._is_stale = False
-            self._lib.uc_ctl(self._uc, capi.CTL_FLUSH_TB)
-            self._lib.uc_ctl(self._uc, capi.CTL_FLUSH_TLB)
-        self._counter.value = self._budget = budget
+            self._control(capi.CTL_FLUSH_TB)
+            self._control(capi.CTL_FLUSH_TLB)
+        self._counter.left = self._budget = budget
         self._cut = 0
         self._exit = None
-        error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, 0)
+        error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, instructions)
         self._load()
-        self.executed = budget - self._cut - max(self._counter.value, 0)
+        self.executed = budget - self._cut - max(self._counter.left, 0)
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
@@ -394,7 +390,7 @@ class Engine(CpuState):
                 return Exit(exits.EXCEPTION, 6)
             if error:
                 return Exit(exits.ERROR, text=self._lib.uc_strerror(error).decode())
-            return Exit(exits.BUDGET if self._counter.value < 0 else exits.STOPPED)
+            return Exit(exits.BUDGET if self._counter.left < 0 else exits.STOPPED)
         if found.kind in (exits.SYSCALL, exits.SYSENTER):
             self._quads[16] = found.address
             self._dirty = True
@@ -406,19 +402,27 @@ class Engine(CpuState):
             return Exit(exits.EXCEPTION, found.vector, error_code, address)
         return found
 
+    def run_past_write_cr(self) -> Exit:
+        """Lets the instruction of a WRITE_CR exit happen. BUDGET if nothing came of it."""
+        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, 0)
+        try:
+            return self.run(1)
+        finally:
+            self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+
     def stop(self) -> None:
         """From a hook: ends the run at the next block."""
         self._lib.uc_emu_stop(self._uc)
 
     def limit(self, blocks: int) -> None:
         """From a hook: no more than `blocks` further blocks in this run."""
-        self._cut += max(self._counter.value - blocks, 0)
-        self._counter.value = min(self._counter.value, blocks)
+        self._cut += max(self._counter.left - blocks, 0)
+        self._counter.left = min(self._counter.left, blocks)
 
     @property
     def running(self) -> int:
         """From a hook: blocks that this run has begun so far."""
-        return self._budget - self._cut - self._counter.value
+        return self._budget - self._cut - self._counter.left
 
     # ---- state ---------------------------------------------------------------------------
 
@@ -435,13 +439,12 @@ class Engine(CpuState):
         self._commit()
         self._lib.uc_reg_write(self._uc, capi.REG_CR0 + number, ctypes.byref(capi.uint64(value)))
         self._load()
-        self._is_stale = True
 
     def reset(self) -> None:
         """The state in which a PVH kernel is entered, but for RIP and RBX."""
         self._raw[:] = self._pristine
         self._set_pvh_entry()
-        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _INTERCEPT_CR_WRITE, _INTERCEPT_DR_WRITE)
+        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
         self._is_stale = True
 
     def save(self) -> bytes:
@@ -462,17 +465,6 @@ class Engine(CpuState):
             view.release()
         self._lib.uc_context_free(self._context)
         self._lib.uc_close(self._uc)
-
-
-def _address_of(buffer: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-
-
-def _executable_page() -> mmap.mmap | None:
-    try:
-        return mmap.mmap(-1, PAGE_SIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError:  # some hosts let nobody have memory that is both
-        return None
 
 
 def _library() -> Any:

@@ -61,7 +61,8 @@ class EmulatorMissing(XenliveError):
 class EngineHooks:
     """What the engine asks while it runs. These answers are those of a machine with nothing in it.
 
-    They are called in the middle of an instruction: they may not touch registers or mappings.
+    Ports, holes and the counter are asked for in the middle of an instruction: no register or
+    mapping may be touched there.
     """
 
     def read_tsc(self) -> int:
@@ -81,3 +82,11 @@ class EngineHooks:
 
     def write_hole(self, address: int, size: int, value: int) -> None:
         """A store to physical memory that is not there, or can't be written."""
+
+    def read_msr(self, number: int) -> int | None:
+        """`rdmsr` of a register that the processor has not: a device's, such as the x2APIC's."""
+        return None
+
+    def write_msr(self, number: int, value: int) -> bool:
+        """`wrmsr` of such a register; False if there is none, or it can't have that value."""
+        return False
