@@ -1,8 +1,8 @@
 """Builds small PVH kernels from assembly and C, with the gcc and ld of the host.
 
-A kernel is a list of sources and a linker script that puts its note where loaders look for it. What
-was built is kept in a folder of the system's temporary ones, under a name made of all that went into
-it, so that each source is built once.
+A kernel is assembly, perhaps C, and a linker script that puts its note where loaders look for it.
+What was built is kept in a folder of the system's temporary ones, under a name made of all that
+went into it, so that each source is built once.
 """
 
 from __future__ import annotations

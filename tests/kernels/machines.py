@@ -6,7 +6,12 @@ Hypercall 1000 reports two numbers, 1001 ends the guest. The rest is what a test
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+from kernels.building import build_kernel
 
 from xenlive.kexec.elf import analyse_kernel
 from xenlive.machine.emulated.exits import EngineHooks
@@ -133,3 +138,28 @@ class Machine:
         """Gives everything back."""
         self.engine.close()
         self.space.close()
+
+
+class Machines:
+    """Makes machines from assembly, and closes them after the test."""
+
+    def __init__(self) -> None:
+        self._made: list[Machine] = []
+
+    def __call__(self, assembly: str, **how: Any) -> Machine:
+        machine = Machine(build_kernel(assembly), **how)
+        self._made.append(machine)
+        return machine
+
+    def close(self) -> None:
+        """Closes all of them."""
+        for machine in self._made:
+            machine.close()
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    """Makes machines for one test."""
+    made = Machines()
+    yield made
+    made.close()

@@ -124,7 +124,7 @@ uint32_t take_pages(const struct start *start, uint32_t n, uint64_t floor)
             continue;
         if (end > MEMORY_TOP - PAGE)
             end = MEMORY_TOP - PAGE;
-        low = (low > floor ? low : floor) + PAGE - 1 & ~(uint64_t)(PAGE - 1);
+        low = ((low > floor ? low : floor) + PAGE - 1) & ~(uint64_t)(PAGE - 1);
         found = highest(low, end & ~(uint64_t)(PAGE - 1), (uint64_t)n * PAGE);
         if (found > best)
             best = found;

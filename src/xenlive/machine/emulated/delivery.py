@@ -19,7 +19,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from xenlive.machine.emulated.exits import Segment
-from xenlive.machine.emulated.paging import NonCanonical, PageFault, is_canonical
+from xenlive.machine.emulated.paging import PAGE_SIZE, NonCanonical, PageFault, is_canonical
 from xenlive.machine.emulated.stop import TRIPLE_FAULT, UNSUPPORTED, GuestStop
 
 if TYPE_CHECKING:
@@ -108,12 +108,16 @@ class Delivery:
     def _push(self, top: int, values: list[int], size: int, base: int = 0) -> int:
         """Stores words below `top`, the first one highest; the new stack pointer."""
         data = b"".join(value.to_bytes(size, "little") for value in reversed(values))
-        top -= len(data)
-        if self._is_64bit and not is_canonical(top & (1 << 64) - 1):
-            raise Fault(STACK_FAULT, self._external)
         mask = (1 << 64) - 1 if self._is_64bit else 0xFFFFFFFF
-        self._paging.write(self._physical, base + top & mask, data)
-        return top
+        bottom = top - len(data)
+        if self._is_64bit and not is_canonical(bottom & mask):
+            raise Fault(STACK_FAULT, self._external)
+        # A processor pushes word for word: the highest that can't be stored is the one that faults.
+        for at in range(top - size, bottom - 1, -size):
+            if at == top - size or (base + at) // PAGE_SIZE != (base + at + size) // PAGE_SIZE:
+                self._paging.translate(self._physical, base + at & mask, write=True)
+        self._paging.write(self._physical, base + bottom & mask, data)
+        return bottom
 
     # ---- tables --------------------------------------------------------------------------
 
