@@ -140,13 +140,14 @@ def load_kernel(
     handed over (`kernel-overlaps`); ConfigError for a command line that can't be handed over.
     """
     image = analyse_kernel(kernel)
-    kept = [(address, size) for address, size, _ in handed]
+    kept_modules = list(handed)
+    kept = [(address, size) for address, size, _ in kept_modules]
     room = _Room(domain, kept)
     for segment in image.segments:
         room.validate(segment.address, segment.memory_size, "kernel")
     room.take_up_to(image.end)
     placed = [(room.place(len(m.data), "module"), m) for m in modules]
-    named = [(at, len(m.data), m.cmdline) for at, m in placed] + list(handed)
+    named = [(at, len(m.data), m.cmdline) for at, m in placed] + kept_modules
     strings_size = sum(len(line.encode()) + 1 for _, _, line in named if line)
     # The block's size does not depend on its address.
     ranges = MemoryMap(MemoryRange(*entry) for entry in domain.e820)
