@@ -7,6 +7,8 @@
 #include <string.h>
 
 enum { PT_LOAD = 1, PT_NOTE = 4, PHYS32_ENTRY = 18 };
+/* As an action's source, before sources are addresses; no file has so high an offset. */
+#define ZEROES UINT32_MAX
 enum { MAX_ACTIONS = 16, LEAVE_CODE_SIZE = 1024, BLOCK_ALIGN = 8 };
 
 /* One ELF header field for both classes. */
@@ -122,8 +124,8 @@ static int analyse(const uint8_t *elf, uint64_t size, uint64_t *end)
             segment.memory_size > MEMORY_TOP - segment.address)
             return -ENOEXEC;
         result = add_action(segment.address, segment.offset, segment.file_size);
-        if (!result) /* no file has an offset of all ones */
-            result = add_action(segment.address + segment.file_size, UINT32_MAX,
+        if (!result)
+            result = add_action(segment.address + segment.file_size, ZEROES,
                                 segment.memory_size - segment.file_size);
         if (result)
             return result;
@@ -225,6 +227,7 @@ static uint32_t above(const struct start *start, uint32_t address, uint32_t size
     return copy;
 }
 
+/* The kexec module first, as the posted code looks at the first entry alone. */
 static int choose_handed(const struct start *start, unsigned which, uint32_t module,
                          uint32_t module_size)
 {
@@ -249,12 +252,37 @@ static int is_clear(const struct start *start, uint32_t block, uint32_t size, ui
     return 1;
 }
 
+/* Everything the last step reads is put above limit; the actions' sources become addresses. */
+static int find_places(const struct start *start, const struct handed *file, uint32_t block_at,
+                       uint32_t size)
+{
+    uint64_t limit = (uint64_t)pages_of((uint64_t)block_at + size) * PAGE;
+    uint32_t at = above(start, file->address, file->size, limit);
+    uint32_t block = take_pages(start, pages_of(size), limit);
+
+    page = (void *)(uintptr_t)take_pages(start, 1, limit);
+    for (unsigned i = 0; i < n_hand; i++) {
+        hand[i].address = above(start, hand[i].address, hand[i].size, limit);
+        if (!hand[i].address)
+            return -ENOMEM;
+    }
+    if (!at || !block || !page)
+        return -ENOMEM;
+    for (unsigned i = 0; i < wanted.n_actions; i++)
+        wanted.actions[i].source =
+            wanted.actions[i].source == ZEROES ? 0 : wanted.actions[i].source + at;
+    build_block(start, (char *)(uintptr_t)block, block_at, file->cmdline);
+    wanted.start_info = block_at;
+    return add_action(block_at, block, size);
+}
+
 int kexec_prepare(const struct start *start, unsigned which, uint32_t module,
                   uint32_t module_size)
 {
     const struct handed *file = &start->modules[which];
-    uint32_t at, block_at, block_from, size;
-    uint64_t end, limit;
+    unsigned reserved_before = n_reserved();
+    uint32_t block_at, size;
+    uint64_t end;
     int result;
 
     if (which >= start->n_modules)
@@ -265,27 +293,14 @@ int kexec_prepare(const struct start *start, unsigned which, uint32_t module,
         result = choose_handed(start, which, module, module_size);
     if (result)
         return result;
-    block_at = (uint32_t)((end + BLOCK_ALIGN - 1) & ~(uint64_t)(BLOCK_ALIGN - 1));
+    end = (end + BLOCK_ALIGN - 1) & ~(uint64_t)(BLOCK_ALIGN - 1);
     size = block_size(start, file->cmdline);
-    if (!is_clear(start, block_at, size, module, module_size))
+    block_at = (uint32_t)end;
+    if (end >= MEMORY_TOP || !is_clear(start, block_at, size, module, module_size))
         return -EBUSY;
-    limit = (uint64_t)pages_of((uint64_t)block_at + size) * PAGE;
-    at = above(start, file->address, file->size, limit);
-    for (unsigned i = 0; i < n_hand; i++)
-        hand[i].address = above(start, hand[i].address, hand[i].size, limit);
-    block_from = take_pages(start, pages_of(size), limit);
-    page = (void *)(uintptr_t)take_pages(start, 1, limit);
-    if (!at || !block_from || !page)
-        return -ENOMEM;
-    for (unsigned i = 0; i < n_hand; i++)
-        if (!hand[i].address)
-            return -ENOMEM;
-    for (unsigned i = 0; i < wanted.n_actions; i++)
-        wanted.actions[i].source =
-            wanted.actions[i].source == UINT32_MAX ? 0 : wanted.actions[i].source + at;
-    result = add_action(block_at, block_from, size);
-    build_block(start, (char *)(uintptr_t)block_from, block_at, file->cmdline);
-    wanted.start_info = block_at;
+    result = find_places(start, file, block_at, size);
+    if (result)
+        reserved_only(reserved_before);
     return result;
 }
 

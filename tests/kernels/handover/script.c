@@ -9,6 +9,7 @@
  *   alloc INDEX N | free FIRST N | attach
  *   fill FIRST N BYTE      pages of the module
  *   crc FIRST N            CRC-32 of pages of the module, as the result
+ *   poke ADDRESS BYTE | peek ADDRESS       memory anywhere
  *   ticks N                waits for so many events of the timer
  *   kexec INDEX            enters the kernel that module INDEX of the start info is
  *   shutdown REASON | fault
@@ -204,6 +205,14 @@ static int run(const char **at)
         say("ticks %llx\n", (unsigned long long)(now_ns() - before));
         return 0;
     }
+    if (is_word(at, "poke")) {
+        volatile uint8_t *byte = (void *)(uintptr_t)number(at);
+
+        *byte = (uint8_t)number(at);
+        return 0;
+    }
+    if (is_word(at, "peek"))
+        return *(volatile uint8_t *)(uintptr_t)number(at);
     if (is_word(at, "kexec"))
         return next(number(at));
     if (is_word(at, "shutdown"))

@@ -97,6 +97,16 @@ void reserve(uint64_t address, uint64_t size)
     taken[n_taken++].end = address + size;
 }
 
+unsigned n_reserved(void)
+{
+    return n_taken;
+}
+
+void reserved_only(unsigned n)
+{
+    n_taken = n;
+}
+
 /* Below end, the highest free run in [floor, end), or 0. */
 static uint64_t highest(uint64_t floor, uint64_t end, uint64_t size)
 {

@@ -52,6 +52,10 @@ int is_ram(const struct start *start, uint64_t address, uint64_t size);
 
 void reserve(uint64_t address, uint64_t size);
 
+/* Takes back all that was reserved since n_reserved() was n. */
+unsigned n_reserved(void);
+void reserved_only(unsigned n);
+
 /* The highest free pages at or above floor and below 4 GiB - 1 page, now reserved; 0 for none. */
 uint32_t take_pages(const struct start *start, uint32_t n, uint64_t floor);
 
