@@ -86,6 +86,7 @@
         movw %ax, tss_descriptor + 2
         shrl $16, %eax
         movb %al, tss_descriptor + 4
+        movb $0x89, tss_descriptor + 5          /* not busy, when it comes here again */
         movl $TSS, %eax
         ltr %ax
         lidt idt_pointer

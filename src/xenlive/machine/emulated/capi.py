@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from xenlive.machine.emulated.exits import EmulatorError
+
 ARCH_X86, MODE_64 = 4, 8
 PROT_ALL, PROT_READ, PROT_READ_WRITE = 7, 1, 3
-HOOK_INTR, HOOK_INSN, HOOK_BLOCK, HOOK_MEM_UNMAPPED = 1 << 0, 1 << 1, 1 << 3, 7 << 4
+HOOK_INTR, HOOK_INSN, HOOK_CODE, HOOK_BLOCK, HOOK_MEM_UNMAPPED = 1, 2, 4, 8, 7 << 4
 ERR_FETCH_UNMAPPED, ERR_FETCH_PROT = 8, 14
 REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
 #: Instructions that have hooks of their own.
@@ -19,6 +21,7 @@ INSN = {"in": 218, "out": 500, "syscall": 699, "sysenter": 700, "rdtsc": 608, "r
 
 # uc_ctl: the number, how many arguments (bit 26 on), and that it writes (bit 30).
 CTL_USE_EXITS, CTL_CPU_MODEL = 4 | 1 << 26 | 1 << 30, 7 | 1 << 26 | 1 << 30
+CTL_FORGET = 9 | 2 << 26 | 1 << 30
 CTL_FLUSH_TB, CTL_FLUSH_TLB = 10 | 1 << 30, 11 | 1 << 30
 CPU_OPTERON_G5 = 34
 
@@ -60,9 +63,8 @@ _FUNCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("uc_reg_write", (pointer, int32, pointer)),
     ("uc_mem_map_ptr", (pointer, uint64, size_t, uint32, pointer)),
     ("uc_mmio_map", (pointer, uint64, size_t, OnLoad, pointer, OnStore, pointer)),
+    ("uc_hook_del", (pointer, size_t)),
     ("uc_mem_unmap", (pointer, uint64, size_t)),
-    ("uc_mem_read", (pointer, uint64, pointer, size_t)),
-    ("uc_mem_write", (pointer, uint64, pointer, size_t)),
     ("uc_mem_regions", (pointer, pointer, pointer)),
     ("uc_context_alloc", (pointer, pointer)),
     ("uc_context_save", (pointer, pointer)),
@@ -83,3 +85,10 @@ def declare(library: ctypes.CDLL) -> None:
         getattr(library, name).argtypes = types
     library.uc_context_size.restype = size_t
     library.uc_strerror.restype = ctypes.c_char_p
+
+
+def check(library: ctypes.CDLL, error: int, what: str) -> None:
+    """EmulatorError if a call that was to do `what` failed."""
+    if error:
+        text = library.uc_strerror(error).decode()
+        raise EmulatorError(f"the emulator can't {what}: {text}")

@@ -52,7 +52,8 @@ from xenlive.machine.emulated.cpustate import (
     STATE_SIZE,
     CpuState,
 )
-from xenlive.machine.emulated.exits import EmulatorMissing, EngineHooks, Exit
+from xenlive.machine.emulated.exits import EmulatorError, EngineHooks, Exit
+from xenlive.machine.emulated.mappings import Mappings
 from xenlive.machine.emulated.paging import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -86,11 +87,8 @@ _MSR_MAP_SIZE = 3 * PAGE_SIZE
 #: MSRs that the guest reads and writes without an exit: Linux does so at each switch of a task.
 _FREE_MSRS = (0xC0000100, 0xC0000101, 0xC0000102)
 
-_LAZY_HOLES_MAX = 512
-#: RAM is mapped in pieces: taking a page out of one makes QEMU look at each page of that piece.
-_CHUNK_SIZE = 16 << 20
 #: Beyond this it is cheaper to translate everything again.
-_REWRITE_MAX = 1 << 16
+_FORGET_MAX = 1 << 16
 
 
 class Engine(CpuState):
@@ -106,9 +104,7 @@ class Engine(CpuState):
         self._callbacks: list[object] = []  # ctypes forgets them, Unicorn doesn't
         self._raised: BaseException | None = None
         self._exit: Exit | None = None
-        self._holes: dict[int, int] = {}
-        self._is_stale = False
-        self._readonly: dict[int, int] = {}
+        self._mappings = Mappings(self._lib, self._uc, hooks, self._callback)
         super().__init__(self._make_context())
         self._load()
         self._check_offsets()
@@ -119,13 +115,14 @@ class Engine(CpuState):
         self.executed = 0
         self._pristine = bytes(self._raw)
         self.reset()
+        self._commit()
+        self._flat_context = self._new_context()
+        self._lib.uc_context_save(self._uc, self._flat_context)
 
     # ---- setting up ----------------------------------------------------------------------
 
     def _must(self, error: int, what: str) -> None:
-        if error:
-            text = self._lib.uc_strerror(error).decode()
-            raise EmulatorMissing(f"the emulator can't {what}: {text}")
+        capi.check(self._lib, error, what)
 
     def _control(self, what: int, *values: int) -> None:
         error = self._lib.uc_ctl(self._uc, what, *(capi.int32(value) for value in values))
@@ -134,11 +131,15 @@ class Engine(CpuState):
     def _make_context(self) -> ctypes.Array[ctypes.c_ubyte]:
         size = self._lib.uc_context_size(self._uc)
         if size != capi.CONTEXT_HEADER_SIZE + STATE_SIZE:
-            raise EmulatorMissing(f"a saved context has {size} bytes: not Unicorn {VERSION}")
-        self._context = ctypes.c_void_p()
-        self._must(self._lib.uc_context_alloc(self._uc, ctypes.byref(self._context)), "save")
+            raise EmulatorError(f"a saved context has {size} bytes: not Unicorn {VERSION}")
+        self._context = self._new_context()
         at = (self._context.value or 0) + capi.CONTEXT_HEADER_SIZE
         return (ctypes.c_ubyte * STATE_SIZE).from_address(at)
+
+    def _new_context(self) -> ctypes.c_void_p:
+        context = ctypes.c_void_p()
+        self._must(self._lib.uc_context_alloc(self._uc, ctypes.byref(context)), "save a state")
+        return context
 
     def _check_offsets(self) -> None:
         # What can be set through a public call is set, and must turn up where we look for it.
@@ -147,13 +148,13 @@ class Engine(CpuState):
             self._lib.uc_reg_write(self._uc, capi.REG_MSR, ctypes.byref(msr))
             self._load()
             if self.reg(name) != msr.value:
-                raise EmulatorMissing(f"{name} is not where Unicorn {VERSION} has it")
+                raise EmulatorError(f"{name} is not where Unicorn {VERSION} has it")
             msr.value = 0
             self._lib.uc_reg_write(self._uc, capi.REG_MSR, ctypes.byref(msr))
         self._load()
         found = (self.reg("dr6"), self.reg("dr7"), self._words[OLD_EXCEPTION // 4])
         if found != (0xFFFF0FF0, 0x400, 0xFFFFFFFF):
-            raise EmulatorMissing(f"debug registers are not where Unicorn {VERSION} has them")
+            raise EmulatorError(f"debug registers are not where Unicorn {VERSION} has them")
 
     def _make_vmcb(self) -> None:
         self._vmcb = mmap.mmap(-1, PAGE_SIZE + _MSR_MAP_SIZE)
@@ -169,8 +170,7 @@ class Engine(CpuState):
             (_VMCB_ADDRESS, 0, PAGE_SIZE, capi.PROT_READ_WRITE),
             (map_address, PAGE_SIZE, _MSR_MAP_SIZE, capi.PROT_READ),
         ):
-            error = self._lib.uc_mem_map_ptr(self._uc, address, size, rights, at + offset)
-            self._must(error, "map memory")
+            self._mappings.map_raw(address, size, at + offset, rights)
 
     def _add_hooks(self) -> None:
         hooks = self._hooks
@@ -188,8 +188,6 @@ class Engine(CpuState):
         self._hook(
             capi.HOOK_INSN, capi.OnSyscall, lambda *_: self._on_syscall(exits.SYSENTER), "sysenter"
         )
-        self._load_callback = self._callback(capi.OnLoad, self._on_load)
-        self._store_callback = self._callback(capi.OnStore, self._on_store)
         self._add_counter()
 
     def _callback(self, kind: Any, function: Callable[..., Any]) -> Any:
@@ -211,19 +209,22 @@ class Engine(CpuState):
         callback = ctypes.cast(self._callback(kind, function), ctypes.c_void_p)
         self._hook_native(what, callback.value or 0, 0, insn)
 
-    def _hook_native(self, what: int, function: int, argument: int, insn: str = "") -> None:
+    def _hook_native(
+        self,
+        what: int,
+        function: int,
+        argument: int,
+        insn: str = "",
+        between: tuple[int, int] = (1, 0),
+    ) -> int:
         handle = ctypes.c_size_t()
-        args = [
-            self._uc,
-            ctypes.byref(handle),
-            what,
-            function,
-            argument,
-            capi.uint64(1),
-            capi.uint64(0),
-        ]
-        error = self._lib.uc_hook_add(*args, *([capi.int32(capi.INSN[insn])] if insn else []))
+        bounds = [capi.uint64(bound) for bound in between]
+        number = [capi.int32(capi.INSN[insn])] if insn else []
+        error = self._lib.uc_hook_add(
+            self._uc, ctypes.byref(handle), what, function, argument, *bounds, *number
+        )
         self._must(error, "add a hook")
+        return handle.value
 
     def _add_counter(self) -> None:
         stop = ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0
@@ -280,20 +281,10 @@ class Engine(CpuState):
 
     def _on_unmapped(self, _: int, __: int, address: int, ___: int, ____: int, _____: int) -> bool:
         # A page at a time becomes a hole that answers; the access is then tried again.
-        self._map_hole(address & ~(PAGE_SIZE - 1))
-        if len(self._holes) > _LAZY_HOLES_MAX:
-            self._lib.uc_emu_stop(self._uc)
+        self._mappings.make_hole(address)
+        if self._mappings.has_too_many_holes:
+            self.limit(0)
         return True
-
-    def _on_load(self, _: int, offset: int, size: int, page: int | None) -> int:
-        base = page or 0
-        backing = self._readonly.get(base)
-        if backing is None:
-            return self._hooks.read_hole(base + offset, size)
-        return int.from_bytes(ctypes.string_at(backing + offset, size), "little")
-
-    def _on_store(self, _: int, offset: int, size: int, value: int, page: int | None) -> None:
-        self._hooks.write_hole((page or 0) + offset, size, value)
 
     # ---- memory --------------------------------------------------------------------------
 
@@ -303,58 +294,38 @@ class Engine(CpuState):
         Whole pages. The buffer must stay where it is until `unmap` or `close`. What can't be
         written is slow to read: each load asks here.
         """
-        self.unmap(address, size)
-        step = _CHUNK_SIZE if writable else PAGE_SIZE
-        for offset in range(0, size, step):
-            at, behind = address + offset, buffer_address + offset
-            if not writable:
-                self._readonly[at] = behind
-                self._map_hole(at)
-                continue
-            part = min(step, size - offset)
-            error = self._lib.uc_mem_map_ptr(self._uc, at, part, capi.PROT_ALL, behind)
-            self._must(error, f"map {part:#x} bytes at {at:#x}")
+        self._mappings.map(address, size, buffer_address, writable)
 
     def unmap(self, address: int, size: int) -> None:
         """There is nothing at `address` any more: loads and stores go to the hooks."""
-        first, end = address, address + size
-        for begin, behind in self._mapped_parts(first, end):
-            error = self._lib.uc_mem_unmap(self._uc, begin, behind - begin)
-            self._must(error, f"unmap {behind - begin:#x} bytes at {begin:#x}")
-            self._is_stale = True
-        for pages in (self._holes, self._readonly):
-            for page in [page for page in pages if first <= page < end]:
-                del pages[page]
-
-    def _mapped_parts(self, first: int, end: int) -> list[tuple[int, int]]:
-        regions, count = ctypes.POINTER(capi.Region)(), ctypes.c_uint32()
-        self._lib.uc_mem_regions(self._uc, ctypes.byref(regions), ctypes.byref(count))
-        known = [(regions[i].begin, regions[i].end + 1) for i in range(count.value)]
-        self._lib.uc_free(regions)
-        return [(max(a, first), min(b, end)) for a, b in known if a < end and first < b]
-
-    def _map_hole(self, page: int) -> None:
-        args = (self._load_callback, page, self._store_callback, page)
-        error = self._lib.uc_mmio_map(self._uc, page, PAGE_SIZE, *args)
-        self._must(error, f"leave a hole at {page:#x}")
-        self._holes[page] = page
-
-    def _forget_holes(self) -> None:
-        for page in [page for page in self._holes if page not in self._readonly]:
-            self.unmap(page, PAGE_SIZE)
+        self._mappings.unmap(address, size)
 
     def wrote(self, address: int, size: int) -> None:
         """Memory was changed behind the engine's back: code translated from it is forgotten."""
-        if size > _REWRITE_MAX:
-            self._is_stale = True
+        if self._mappings.is_stale:
             return
-        # Unicorn looks for translations of what is written through it, by physical address.
-        buffer = ctypes.create_string_buffer(size)
-        if not self._lib.uc_mem_read(self._uc, address, buffer, size):
-            self._lib.uc_mem_write(self._uc, address, buffer, size)
+        if size > _FORGET_MAX or address + size > 1 << 32:
+            self._mappings.is_stale = True
+            return
+        # Unicorn forgets by virtual address alone, so paging is off meanwhile.
+        self._commit()
+        self._lib.uc_context_restore(self._uc, self._flat_context)
+        self._control(capi.CTL_FLUSH_TLB)
+        self.forget_code(address, size)
+        self._lib.uc_context_restore(self._uc, self._context)
+        self._control(capi.CTL_FLUSH_TLB)
+
+    def forget_code(self, address: int, size: int) -> None:
+        """The same for virtual addresses, as far as the guest may execute there."""
+        self._commit()
+        while size > 0:
+            part = min(size, PAGE_SIZE - address % PAGE_SIZE)
+            bounds = capi.uint64(address), capi.uint64(address + part)
+            self._lib.uc_ctl(self._uc, capi.CTL_FORGET, *bounds)
+            address, size = address + part, size - part
 
     def _flush_translations(self) -> None:
-        self._is_stale = True
+        self._mappings.is_stale = True
 
     # ---- running -------------------------------------------------------------------------
 
@@ -364,11 +335,11 @@ class Engine(CpuState):
         With `instructions`, no more than that many: for a debugger, as everything that was
         translated is then translated again.
         """
-        if len(self._holes) > _LAZY_HOLES_MAX:
-            self._forget_holes()
+        if self._mappings.has_too_many_holes:
+            self._mappings.forget_holes()
         self._commit()
-        if self._is_stale:
-            self._is_stale = False
+        if self._mappings.is_stale:
+            self._mappings.is_stale = False
             self._control(capi.CTL_FLUSH_TB)
             self._control(capi.CTL_FLUSH_TLB)
         self._counter.left = self._budget = budget
@@ -410,12 +381,28 @@ class Engine(CpuState):
         finally:
             self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
 
+    def call_at(self, address: int, function: Callable[[], None]) -> int:
+        """Calls `function` before each instruction at virtual `address`; a handle to end that.
+
+        It is called in the middle of a run: it may read nothing but `stop` it, which leaves RIP at
+        the instruction.
+        """
+        self._mappings.is_stale = True
+        callback = self._callback(capi.OnBlock, lambda *_: function())
+        at = ctypes.cast(callback, ctypes.c_void_p).value or 0
+        return self._hook_native(capi.HOOK_CODE, at, 0, between=(address, address))
+
+    def end_call(self, handle: int) -> None:
+        """Ends what `call_at` began."""
+        self._mappings.is_stale = True
+        self._must(self._lib.uc_hook_del(self._uc, handle), "take a hook away")
+
     def stop(self) -> None:
-        """From a hook: ends the run at the next block."""
+        """From a function of `call_at`: ends the run here. (Elsewhere it would be run again.)"""
         self._lib.uc_emu_stop(self._uc)
 
     def limit(self, blocks: int) -> None:
-        """From a hook: no more than `blocks` further blocks in this run."""
+        """From a hook: no more than `blocks` further blocks in this run, which ends with BUDGET."""
         self._cut += max(self._counter.left - blocks, 0)
         self._counter.left = min(self._counter.left, blocks)
 
@@ -445,7 +432,7 @@ class Engine(CpuState):
         self._raw[:] = self._pristine
         self._set_pvh_entry()
         self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
-        self._is_stale = True
+        self._mappings.is_stale = True
 
     def save(self) -> bytes:
         """The whole state of the processor, memory apart. The same state gives the same bytes."""
@@ -457,13 +444,14 @@ class Engine(CpuState):
         """Goes back to what `save` gave. Memory is the caller's to put back, before it runs."""
         self._raw[:] = saved
         self._dirty = True
-        self._is_stale = True
+        self._mappings.is_stale = True
 
     def close(self) -> None:
         """Lets go of everything; the memory that was mapped is its owner's again."""
         for view in (self._quads, self._words, self._raw):
             view.release()
-        self._lib.uc_context_free(self._context)
+        for context in (self._context, self._flat_context):
+            self._lib.uc_context_free(context)
         self._lib.uc_close(self._uc)
 
 
@@ -472,12 +460,12 @@ def _library() -> Any:
     try:
         from unicorn.unicorn_py3.unicorn import uclib
     except ImportError:
-        raise EmulatorMissing(
+        raise EmulatorError(
             "emulated machines need Unicorn: pip install 'xenlive[emulator]'"
         ) from None
     found = metadata.version("unicorn")
     if found != VERSION:
-        raise EmulatorMissing(f"Unicorn is {found}, but {VERSION} is needed")
+        raise EmulatorError(f"Unicorn is {found}, but {VERSION} is needed")
     library = ctypes.CDLL(uclib._name)  # a handle of our own: argument types belong to one
     capi.declare(library)
     return library

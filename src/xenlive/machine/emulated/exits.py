@@ -54,8 +54,8 @@ class Segment(NamedTuple):
         return self.flags >> 13 & 3
 
 
-class EmulatorMissing(XenliveError):
-    """Unicorn is not there, or not the release that the engine knows."""
+class EmulatorError(XenliveError):
+    """Unicorn is not there, is not the release that the engine knows, or refuses a call."""
 
 
 class EngineHooks:

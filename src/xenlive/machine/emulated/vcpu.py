@@ -82,12 +82,14 @@ class HypercallRecord(NamedTuple):
     result: int | None
 
 
-class _Memory:
-    """Physical memory for page walks and stacks; code that is written over is translated anew."""
+class VcpuState(NamedTuple):
+    """A saved processor: what `Vcpu.save` gives."""
 
-    def __init__(self, space: Space) -> None:
-        self.read = space.read
-        self.write = space.load
+    engine: bytes
+    msrs: dict[int, int]
+    recent: tuple[HypercallRecord, ...]
+    waiting: tuple[bool, bool]
+    counters: tuple[int, int, int, int]
 
 
 class _Devices(EngineHooks):
@@ -124,7 +126,7 @@ class Vcpu(Processor):
         hooks.read_tsc = self._read_tsc  # type: ignore[method-assign]
         self.engine = Engine(hooks)
         self.msrs = Msrs()
-        self.physical = _Memory(space)
+        self.physical = space
         space.attach(self.engine)
         #: Why the guest ended, once it has.
         self.ended: GuestStop | None = None
@@ -161,8 +163,29 @@ class Vcpu(Processor):
         self.engine.set_reg("rip", entry)
         self.engine.set_reg("rbx", start_info)
         self.msrs.reset()
+        self.ended = None
         self.is_blocked = self._was_woken = False
         self._quiet_blocks = self._held_back = 0
+
+    def save(self) -> VcpuState:
+        """The processor without its memory, its clock and its hypervisor."""
+        return VcpuState(
+            self.engine.save(),
+            self.msrs.save(),
+            tuple(self.recent),
+            (self.is_blocked, self._was_woken),
+            (self.blocks, self._quiet_blocks, self._held_back, self._tsc_offset),
+        )
+
+    def restore(self, state: VcpuState) -> None:
+        """Goes back to what `save` gave, of this processor or another; also after its end."""
+        self.engine.restore(state.engine)
+        self.msrs.restore(state.msrs)
+        self.recent.clear()
+        self.recent.extend(state.recent)
+        self.is_blocked, self._was_woken = state.waiting
+        self.blocks, self._quiet_blocks, self._held_back, self._tsc_offset = state.counters
+        self.ended = None
 
     # ---- what the hypervisor may do ------------------------------------------------------
 
@@ -176,6 +199,7 @@ class Vcpu(Processor):
 
     def write_virtual(self, address: int, data: bytes) -> None:
         self.engine.paging().write(self.physical, address, data)
+        self.engine.forget_code(address, len(data))
 
     def block(self) -> None:
         self.is_blocked = True
