@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from xenlive.cli.up import SizeType
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from xenlive.machine.emulated.build import Module
     from xenlive.machine.emulated.world import Guest, World
 
@@ -54,6 +51,9 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
     metavar="SECONDS",
     help="End after that much of the guest's own time.",
 )
+@click.option(
+    "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
+)
 @json_option
 def boot_command(
     kernel: Path,
@@ -62,6 +62,7 @@ def boot_command(
     memory: int,
     name: str,
     time_limit: float | None,
+    console_io: bool,
     as_json: bool,
 ) -> int:
     """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
@@ -72,15 +73,23 @@ def boot_command(
     """
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated import report
+    from xenlive.machine.emulated.vcpu import SPIN_LIMIT
+    from xenlive.machine.emulated.world import World
 
     image, handed = _read_file(kernel), [_module(word) for word in modules]
-    fd = _stdin()
-    is_interactive = fd is not None and os.isatty(fd)
-    written = bytearray()
-    world, guest = _prepare(name, memory, written.extend if as_json else _show, is_interactive)
+    terminal, written = Terminal(_stdin()), bytearray()
+    world = World()
+    guest = world.add_guest(
+        name,
+        memory,
+        written.extend if as_json else terminal.show,
+        spin_limit=_SPIN_NEVER if terminal.is_interactive else SPIN_LIMIT,
+        has_console_io=console_io,
+    )
     guest.boot(image, cmdline, handed)
+    terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
-    with Terminal(fd, guest.console.type) as terminal:
+    with terminal:
         world.run(terminal, until_ns=until_ns)
     described = report.describe(guest)
     if as_json:
@@ -91,28 +100,11 @@ def boot_command(
     return report.exit_code(guest.stop)
 
 
-def _prepare(
-    name: str, memory: int, sink: Callable[[bytes], object], is_interactive: bool
-) -> tuple[World, Guest]:
-    from xenlive.machine.emulated.vcpu import SPIN_LIMIT
-    from xenlive.machine.emulated.world import World
-
-    world = World()
-    spin_limit = _SPIN_NEVER if is_interactive else SPIN_LIMIT
-    return world, world.add_guest(name, memory, sink, spin_limit)
-
-
 def _print_json(world: World, guest: Guest, said: dict[str, Any], written: bytearray) -> None:
     said["time_s"] = world.clock.now_ns / _SECOND_NS
     said["blocks"] = guest.vcpu.blocks
     said["console"] = written.decode("utf-8", "backslashreplace")
     click.echo(json.dumps(said))
-
-
-def _show(data: bytes) -> None:
-    """Writes what the guest wrote, byte for byte."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 def _stdin() -> int | None:

@@ -1,7 +1,7 @@
 """The user's terminal as the console of an emulated guest.
 
     keys ──stdin──▶ console.type        guest's output ──▶ stdout
-    Ctrl-C, SIGTERM ──▶ an exception at the next `poll`, or at once in `wait`
+    Ctrl-C, SIGTERM ──▶ an exception at the next `poll`, or at once in `wait` and `show`
 
 With a terminal at stdin, idle guests wait in real time, so that a clock in the guest goes as fast
 as one on the wall and a waiting guest costs nothing. With a file or a pipe nobody waits: time
@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -34,15 +35,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminal(Outside):
-    """Feeds `type_in` from the descriptor `fd`; nothing comes from None.
+    """Feeds `type_in` from the descriptor `fd`, once that is set; nothing comes from None.
 
     As a context manager it puts a terminal at `fd` into raw mode, so that keys are passed on as
     they are typed, unseen.
     """
 
-    def __init__(self, fd: int | None, type_in: Callable[[bytes], None]) -> None:
+    def __init__(self, fd: int | None) -> None:
         self._fd = fd
-        self._type_in = type_in
+        #: Where what is typed goes: the console of a guest.
+        self.type_in: Callable[[bytes], object] = bytes
         self.is_interactive = fd is not None and os.isatty(fd)
         self._tty: int | None = None
         self._before: list[Any] = []
@@ -78,9 +80,8 @@ class Terminal(Outside):
         self._handlers.clear()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        is_second = self._signal is not None
         self._signal = number
-        if self._is_waiting or is_second:
+        if self._is_waiting:
             self._raise_signal()
 
     def _raise_signal(self) -> None:
@@ -89,6 +90,16 @@ class Terminal(Outside):
             raise KeyboardInterrupt
         if number is not None:
             raise SystemExit(128 + number)
+
+    def show(self, data: bytes) -> None:
+        """Writes to stdout what the guest wrote, byte for byte."""
+        self._is_waiting = True
+        try:
+            self._raise_signal()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        finally:
+            self._is_waiting = False
 
     # ---- what a world asks ---------------------------------------------------------------
 
@@ -121,7 +132,7 @@ class Terminal(Outside):
         except OSError:  # the terminal has gone
             data = b""
         if data:
-            self._type_in(data)
+            self.type_in(data)
         else:
             self._fd = None
         return bool(data)

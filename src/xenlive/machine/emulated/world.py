@@ -14,6 +14,7 @@ ended as stuck, so that a run of no one ends.
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
@@ -82,9 +83,22 @@ class Guest:
         self.files = [module.data for module in modules]
         self.vcpu.enter_pvh(self.loaded.entry, self.loaded.start_info)
 
+    def close(self) -> None:
+        """Gives processor and memory back."""
+        self.vcpu.engine.close()
+        space = self.domain.space
+        try:
+            space.close()
+        except BufferError:
+            # Rings and shared info have views of it: the mapping goes with the last of them.
+            os.close(space.fd)
+
 
 class World:
-    """Guests and what they share. The first one added gets domain id 1."""
+    """Guests and what they share. The first one added gets domain id 1.
+
+    As a context manager it closes itself.
+    """
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -96,21 +110,35 @@ class World:
         self.guests: list[Guest] = []
         self._vain_timers = 0
 
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives everything back; nothing runs any more."""
+        for guest in self.guests:
+            guest.close()
+        self.guests.clear()
+
     def add_guest(
         self,
         name: str = "guest",
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         sink: Callable[[bytes], object] = bytes,
         spin_limit: int = SPIN_LIMIT,
+        has_console_io: bool = False,
     ) -> Guest:
         """A domain without a kernel: `Guest.boot` comes next. ConfigError for a bad size.
 
-        `sink` gets what it writes to its console.
+        `sink` gets what it writes to its console, and with `has_console_io` to Xen's own.
         """
         domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
         # Not random, so that a run can be repeated.
         handle = hashlib.blake2b(f"{domid} {name}".encode(), digest_size=16).digest()
         domain = make_domain(domid, memory_bytes, self.peers, self.clock, handle)
+        domain.has_console_io = has_console_io
         self.store.know(domid)
         add_guest(self.toolstack, domain, name, memory_bytes >> 10)
         guest = Guest(self, domain, name, sink, spin_limit)
@@ -123,6 +151,7 @@ class World:
         guest.domain.destroy()
         self.store.release(guest.store)
         remove_guest(self.toolstack, guest.domain)
+        guest.close()
 
     def ask_to_shut_down(self, guest: Guest, how: str = "poweroff") -> None:
         """Asks its kernel, by `control/shutdown`; whether it heeds that is its own affair."""

@@ -83,6 +83,7 @@ class StoreService:
     def release(self, ring: StoreRing) -> None:
         """The domain is gone (RELEASE): its watches too, and @releaseDomain says so."""
         self._rings.pop(ring.connection, None)
+        ring.is_ignored = True
         self.server.disconnect(ring.connection)
         self.server.introduced.discard(ring.domid)
         self._fire(b"@releaseDomain")
