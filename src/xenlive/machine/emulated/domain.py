@@ -59,6 +59,14 @@ HOST_DOMID = 0
 BOOT_S = 1_700_000_000
 
 
+# What of a domain is a value, and goes into a snapshot as it is.
+_PLAIN = (
+    *("has_console_io", "vm_assist", "last_refusal", "is_shut_down", "why", "nmi_pending"),
+    *("_vector", "_own_vector", "_polled", "_processor", "_shutdown_code", "runstate_changed"),
+    *("_blocked_since_ns", "_blocked_total_ns", "_vcpu_info_frame"),
+)
+
+
 class Domain(Hypervisor):
     """Domain `domid` with the memory `space`, among `peers`, to which it adds itself."""
 
@@ -347,6 +355,28 @@ class Domain(Hypervisor):
         self._reset_vcpu()
         self._shutdown_code = None
         self.is_shut_down = False
+
+    def save(self) -> tuple[object, ...]:
+        """All there is of the domain but its processor, for `restore`."""
+        parts = (self.space, self.events, self.grants, self.mappings, self.shared)
+        values = {name: getattr(self, name) for name in _PLAIN}
+        values.update(e820=list(self.e820), console_io=bytearray(self.console_io))
+        values.update(timers=self.timers.copy(), params=self.params.copy())
+        return (*(part.save() for part in parts), values)
+
+    def restore(self, state: tuple[object, ...]) -> None:
+        """Goes back to what `save` gave: it may be gone back to again.
+
+        Domains that share grants or channels go back together, and the processor with them.
+        """
+        *saved, values = state
+        parts = (self.space, self.events, self.grants, self.mappings, self.shared)
+        for part, old in zip(parts, saved, strict=True):
+            part.restore(old)  # type: ignore[attr-defined]
+        for name, value in values.items():  # type: ignore[attr-defined]
+            setattr(self, name, value)
+        self.e820, self.console_io = list(self.e820), bytearray(self.console_io)
+        self.timers, self.params = self.timers.copy(), self.params.copy()
 
     def destroy(self) -> None:
         """Takes the domain out of the world: its ports, its mappings, its name."""

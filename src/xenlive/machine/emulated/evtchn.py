@@ -16,6 +16,7 @@ into a back end of this program. No processor and no memory is known here.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Protocol
 
 from xenlive.abi.hypercalls.event_channel import (
@@ -300,6 +301,23 @@ class EventChannels:
         """Which queue events of `port` go to (`evtchn_set_priority`)."""
         self._bound("EVTCHNOP_set_priority", port)
         self.delivery.set_priority(port, priority)
+
+    # ---- snapshots -----------------------------------------------------------------------
+
+    def save(self) -> EventState:
+        """All there is, for `restore`."""
+        ports = {port: copy(channel) for port, channel in self._ports.items()}
+        return ports, self._valid, dict(self._virqs), dict(self._pirqs)
+
+    def restore(self, state: EventState) -> None:
+        """Goes back to what `save` gave; the other ends' domains must go back with it."""
+        ports, self._valid, virqs, pirqs = state
+        self._ports = {port: copy(channel) for port, channel in ports.items()}
+        self._virqs, self._pirqs = dict(virqs), dict(pirqs)
+
+
+#: What `EventChannels.save` gives; only `restore` looks inside.
+EventState = tuple[dict[int, Channel], int, dict[tuple[int, int], int], dict[int, int]]
 
 
 class HandlerDelivery:

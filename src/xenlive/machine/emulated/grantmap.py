@@ -156,6 +156,15 @@ class GrantMappings:
         mapped.table.unpin(mapped.ref, mapped.readonly)
         self._free.append(handle)
 
+    def save(self) -> MappingState:
+        """All mappings and free handles, for `restore`."""
+        return dict(self._mapped), tuple(self._free), self._limit
+
+    def restore(self, state: MappingState) -> None:
+        """Goes back to what `save` gave; pins and pages are others' to put back."""
+        mapped, free, self._limit = state
+        self._mapped, self._free = dict(mapped), deque(free)
+
     def _new_handle(self) -> int:
         # Xen keeps one free handle as the end of its list.
         if len(self._free) > 1:
@@ -166,6 +175,10 @@ class GrantMappings:
         self._limit += _HANDLES_PER_PAGE
         self._free.extendleft(range(self._limit - 1, first, -1))
         return first
+
+
+#: What `GrantMappings.save` gives; only `restore` looks inside.
+MappingState = tuple[dict[int, Mapped], tuple[int, ...], int]
 
 
 class BackEndGrants:

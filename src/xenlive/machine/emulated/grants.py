@@ -15,6 +15,7 @@ The table's pages are Xen's: they lie one after the other, so that an entry is a
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -426,6 +427,22 @@ class GrantTable:
         elif ref < self.n_entries:
             view, place = self._status_place(ref)
             view[place] &= ~clear & 0xFFFF
+
+    # ---- snapshots -----------------------------------------------------------------------
+
+    def save(self) -> GrantState:
+        """All that is not in the table's pages, for `restore`."""
+        active = {ref: copy(entry) for ref, entry in self._active.items()}
+        return self.version, self.n_frames, self.n_status_frames, active
+
+    def restore(self, state: GrantState) -> None:
+        """Goes back to what `save` gave; the pages are the space's to put back."""
+        self.version, self.n_frames, self.n_status_frames, active = state
+        self._active = {ref: copy(entry) for ref, entry in active.items()}
+
+
+#: What `GrantTable.save` gives; only `restore` looks inside.
+GrantState = tuple[int, int, int, dict[int, Active]]
 
 
 def _status_frames_of(n_frames: int) -> int:

@@ -67,6 +67,12 @@ class HvmParams:
         """A parameter's value, whoever may read it."""
         return self._values.get(index, 0)
 
+    def copy(self) -> HvmParams:
+        """The same parameters with the same values."""
+        other = HvmParams()
+        other._values = dict(self._values)
+        return other
+
     def get(self, index: int) -> int:
         """A parameter as its own domain may read it. HypercallError if it may not."""
         _validate_index("HVMOP_get_param", index, _GUEST_GETS)

@@ -16,7 +16,7 @@ The time stamp counter runs at 1 GHz, so that time and counter are one number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xenlive.abi.hypercalls.shared_info import (
     SHARED_INFO,
@@ -43,6 +43,9 @@ _TIME = VCPU_INFO.offset_of("time")
 _TIME_END = _TIME + VCPU_TIME_INFO.size
 
 VCPU_INFO_SIZE = VCPU_INFO.size
+
+#: What `SharedInfo.save` gives; only `restore` looks inside.
+SharedState = tuple[bool, memoryview, Any]
 
 # One tick of the counter is a nanosecond: a fraction of 1/2, and one shift to the left.
 _TSC_MUL = 0x80000000
@@ -163,6 +166,14 @@ class SharedInfo:
     def latch(self, is_64bit: bool) -> None:
         """From now on the page has the form of 64 or of 32 bit (`hvm_latch_shinfo_size`)."""
         self.is_32bit = not is_64bit
+
+    def save(self) -> SharedState:
+        """What is not in the page, for `restore`."""
+        return self.is_32bit, self._info, self._secondary_time
+
+    def restore(self, state: SharedState) -> None:
+        """Goes back to what `save` gave; the pages are the space's to put back."""
+        self.is_32bit, self._info, self._secondary_time = state
 
     # ---- clock ---------------------------------------------------------------------------
 

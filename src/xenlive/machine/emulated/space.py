@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from xenlive.errors import BadAddress, OutOfSpace
-from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE, Frame, PhysAddr
-from xenlive.memory.guest import GuestMemory
+from xenlive.machine.emulated.spacememory import SpaceMemory
+from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -382,6 +382,49 @@ class Space:
         """The domain's own pages as the one door to guest memory that other rooms know."""
         return SpaceMemory(self, self._view)
 
+    # ---- snapshots -----------------------------------------------------------------------
+
+    def save(self) -> SpaceState:
+        """What stands where, and the bytes of all pages that were ever used, for `restore`."""
+        pieces = [(start, bytes(self._view[start:end])) for start, end in self._used()]
+        return SpaceState(
+            tuple(pieces),
+            dict(self._moved),
+            dict(self._gfn_of),
+            self._fresh,
+            tuple(self._freed),
+            dict(self._held),
+            frozenset(self._unowned),
+            self.max_gfn,
+        )
+
+    def restore(self, state: SpaceState) -> None:
+        """Goes back to what `save` gave, the mapper's view too."""
+        old = list(self.runs())
+        for start, end in self._used():
+            self._mmap.madvise(mmap.MADV_REMOVE, start, end - start)
+        for start, data in state.pieces:
+            self._view[start : start + len(data)] = data
+        self._moved, self._gfn_of = dict(state.moved), dict(state.gfn_of)
+        self._fresh, self._freed = state.fresh, list(state.freed)
+        self._held, self._unowned = dict(state.held), set(state.unowned)
+        self.max_gfn = state.max_gfn
+        if self._mapper is not None:
+            for gfn, count, _, _ in old:
+                self._mapper.unmap(gfn << PAGE_SHIFT, count << PAGE_SHIFT)
+            self.attach(self._mapper)
+
+    def _used(self) -> Iterator[tuple[int, int]]:
+        """Start and end of each run of the memfd that has pages."""
+        end = 0
+        while end < self._size:
+            try:
+                start = os.lseek(self._fd, end, os.SEEK_DATA)
+            except OSError:
+                return  # nothing but holes from here on
+            end = os.lseek(self._fd, start, os.SEEK_HOLE)
+            yield start, end
+
     def close(self) -> None:
         """Closes the memfd. The mapping goes with the last view of it, whoever has that."""
         if self._fd >= 0:
@@ -389,46 +432,18 @@ class Space:
             self._fd = -1
 
 
-class SpaceMemory(GuestMemory):
-    """Guest memory as it stands behind guest frames at the moment of each access."""
+@dataclass(frozen=True, slots=True)
+class SpaceState:
+    """What `Space.save` gives; `pieces` are the memory that is in use, the rest `restore`'s."""
 
-    __slots__ = ("_all", "_space")
-
-    def __init__(self, space: Space, view: memoryview) -> None:
-        super().__init__([])
-        self._space = space
-        self._all = view
-
-    def _find(self, address: int, size: int) -> tuple[memoryview, int]:
-        if address < 0 or size < 0:
-            raise BadAddress(address, size)
-        offset = self._space.contiguous(address, size)
-        if offset is None:
-            raise BadAddress(address, size)
-        return self._all, offset
-
-    def contains(self, address: PhysAddr, size: int) -> bool:
-        return address >= 0 and size >= 0 and self._space.contiguous(address, size) is not None
-
-    def regions(self) -> list[tuple[PhysAddr, int]]:
-        known: list[tuple[PhysAddr, int]] = []
-        for gfn, count, _, _ in sorted(self._space.runs()):
-            address, size = PhysAddr(gfn << PAGE_SHIFT), count << PAGE_SHIFT
-            if (
-                known
-                and known[-1][0] + known[-1][1] == address
-                and self.contains(PhysAddr(address - 1), 2)
-            ):
-                known[-1] = (known[-1][0], known[-1][1] + size)
-            else:
-                known.append((address, size))
-        return [(address, size) for address, size in known if self.contains(address, 1)]
-
-    def page(self, frame: Frame) -> memoryview:
-        return self.view(PhysAddr(frame << PAGE_SHIFT), PAGE_SIZE)
-
-    def release(self) -> None:
-        """Nothing to let go of: the space owns the mapping."""
+    pieces: tuple[tuple[int, bytes], ...]
+    moved: dict[int, Mapping | None]
+    gfn_of: dict[int, int | None]
+    fresh: int
+    freed: tuple[int, ...]
+    held: dict[int, int]
+    unowned: frozenset[int]
+    max_gfn: int
 
 
 def frame_address(frame: MachineFrame) -> int:

@@ -58,6 +58,14 @@ class Timers:
         """When the next of them fires."""
         return min((when for when, _ in self._all()), default=None)
 
+    def copy(self) -> Timers:
+        """The same timers, set to the same times."""
+        other = Timers()
+        other.singleshot_ns, other.poll_ns = self.singleshot_ns, self.poll_ns
+        other._period_ns, other._periodic_ns = self._period_ns, self._periodic_ns
+        other._watchdogs = dict(self._watchdogs)
+        return other
+
     def _all(self) -> list[tuple[int, str]]:
         single = (
             (self.singleshot_ns, SINGLESHOT),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xenlive.machine.emulated.hypervisor import Processor
 
 # A hypercall of more operations than this is a guest that spins: Xen would let others run.
-MAX_WORK = 1 << 20
+MAX_WORK = 1 << 18
 
 #: What a bad pointer raises.
 FAULTS = (PageFault, NonCanonical)
