@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("xenlive.cli.up:up_command", "Run a Xenstore stub domain in the foreground."),
     "update": ("xenlive.cli.update:update_command", "Replace a running domain's code."),
     "status": ("xenlive.cli.status:status_command", "Say what runs, and since when."),
+    "boot": ("xenlive.cli.boot:boot_command", "Run a PVH kernel on an emulated machine."),
     "inspect": ("xenlive.cli.inspect:inspect_command", "Describe handed-over memory."),
     "verify": ("xenlive.cli.inspect:verify_command", "Check handed-over memory."),
     "diff": ("xenlive.cli.diff:diff_command", "Say what differs in two images of it."),

@@ -1,0 +1,136 @@
+"""`xenlive boot`: run a PVH kernel on the emulated machine, its console in this terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xenlive.cli.options import json_option
+from xenlive.cli.up import SizeType
+from xenlive.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xenlive.machine.emulated.build import Module
+    from xenlive.machine.emulated.world import Guest, World
+
+# The guest's memory at most: what is larger fits nowhere.
+_FILE_MAX_BYTES = 4 << 30
+_SECOND_NS = 1_000_000_000
+# A guest that looks busily for keys is no guest that spins, while somebody may press one.
+_SPIN_NEVER = 1 << 62
+
+_EPILOG = """\b
+Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft reset,
+19 other shutdown, 20 triple fault, 21 spins, 22 hung, 23 not supported, 24 time limit;
+1 can't boot, 2 usage, 130 Ctrl-C.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("kernel", type=click.Path(path_type=Path))
+@click.option("--cmdline", default="", metavar="TEXT", help="The kernel's command line.")
+@click.option(
+    "--module",
+    "modules",
+    multiple=True,
+    metavar="FILE[=TEXT]",
+    help="Hand FILE over as a module, with TEXT as its command line; an initrd is one. Repeatable.",
+)
+@click.option(
+    "--memory", type=SizeType(), default="64M", show_default=True, help="Size of the guest's RAM."
+)
+@click.option("--name", default="guest", show_default=True, metavar="NAME", help="Domain's name.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after that much of the guest's own time.",
+)
+@click.option(
+    "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
+)
+@json_option
+def boot_command(
+    kernel: Path,
+    cmdline: str,
+    modules: tuple[str, ...],
+    memory: int,
+    name: str,
+    time_limit: float | None,
+    console_io: bool,
+    as_json: bool,
+) -> int:
+    """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
+
+    The guest's console is this terminal; Ctrl-C ends it. How it ended is the exit code; after a
+    crash its registers, backtrace and last hypercalls are on stderr. With --json all of that, and
+    what it wrote, is one object on stdout.
+    """
+    from xenlive.cli.terminal import Terminal
+    from xenlive.machine.emulated import report
+    from xenlive.machine.emulated.vcpu import SPIN_LIMIT
+    from xenlive.machine.emulated.world import World
+
+    image, handed = _read_file(kernel), [_module(word) for word in modules]
+    terminal, written = Terminal(_stdin()), bytearray()
+    world = World()
+    guest = world.add_guest(
+        name,
+        memory,
+        written.extend if as_json else terminal.show,
+        spin_limit=_SPIN_NEVER if terminal.is_interactive else SPIN_LIMIT,
+        has_console_io=console_io,
+    )
+    guest.boot(image, cmdline, handed)
+    terminal.type_in = guest.console.type
+    until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
+    with terminal:
+        world.run(terminal, until_ns=until_ns)
+    described = report.describe(guest)
+    if as_json:
+        _print_json(world, guest, report.as_object(described), written)
+    elif report.is_failure(guest.stop):
+        for line in report.lines(described):
+            click.echo(line, err=True)
+    return report.exit_code(guest.stop)
+
+
+def _print_json(world: World, guest: Guest, said: dict[str, Any], written: bytearray) -> None:
+    said["time_s"] = world.clock.now_ns / _SECOND_NS
+    said["blocks"] = guest.vcpu.blocks
+    said["console"] = written.decode("utf-8", "backslashreplace")
+    click.echo(json.dumps(said))
+
+
+def _stdin() -> int | None:
+    """The descriptor of stdin, if there is one."""
+    try:
+        os.fstat(0)
+    except OSError:
+        return None
+    return 0
+
+
+def _module(word: str) -> Module:
+    """A module from `FILE` or `FILE=TEXT`."""
+    from xenlive.machine.emulated.build import Module
+
+    path, _, text = word.partition("=")
+    return Module(_read_file(Path(path)), text)
+
+
+def _read_file(path: Path) -> bytes:
+    """A file's bytes; what would make its reader wait, or never end, is refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(str(path), 0, "is no regular file")
+        if status.st_size > _FILE_MAX_BYTES:
+            raise ConfigError(str(path), 0, "is larger than a guest's memory can be")
+        return file.read()

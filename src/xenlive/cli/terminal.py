@@ -1,0 +1,150 @@
+"""The user's terminal as the console of an emulated guest.
+
+    keys ──stdin──▶ console.type        guest's output ──▶ stdout
+    Ctrl-C, SIGTERM ──▶ an exception at the next `poll`, or at once in `wait` and `show`
+
+With a terminal at stdin, idle guests wait in real time, so that a clock in the guest goes as fast
+as one on the wall and a waiting guest costs nothing. With a file or a pipe nobody waits: time
+jumps, and with a file the same run is the same.
+
+**Invariants.** Whatever ends the `with` block, an exception or a signal that can be caught, the
+terminal and the signals' handlers are as they were before. Reading never waits, except in `wait`
+when nothing else can happen.
+
+Why signals are put off: one that raises in the middle of the emulator's callbacks would be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from xenlive.machine.emulated.world import Outside
+
+_READ_MAX = 4096
+_DISABLED = b"\0"  # _POSIX_VDISABLE on Linux and the BSDs
+_INPUT, _LOCAL, _CHARACTERS = 0, 3, 6  # places in what tcgetattr gives
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminal(Outside):
+    """Feeds `type_in` from the descriptor `fd`, once that is set; nothing comes from None.
+
+    As a context manager it puts a terminal at `fd` into raw mode, so that keys are passed on as
+    they are typed, unseen.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        #: Where what is typed goes: the console of a guest.
+        self.type_in: Callable[[bytes], object] = bytes
+        self.is_interactive = fd is not None and os.isatty(fd)
+        self._tty: int | None = None
+        self._before: list[Any] = []
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._signal: int | None = None
+        self._is_waiting = False
+
+    def __enter__(self) -> Terminal:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._fd is not None and self.is_interactive:
+            self._before = termios.tcgetattr(self._fd)
+            self._tty = self._fd
+            termios.tcsetattr(self._tty, termios.TCSADRAIN, _raw(self._before))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+        self._raise_signal()
+
+    def _restore(self) -> None:
+        if self._tty is not None:
+            termios.tcsetattr(self._tty, termios.TCSADRAIN, self._before)
+            self._tty = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+        if self._is_waiting:
+            self._raise_signal()
+
+    def _raise_signal(self) -> None:
+        number, self._signal = self._signal, None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number is not None:
+            raise SystemExit(128 + number)
+
+    def show(self, data: bytes) -> None:
+        """Writes to stdout what the guest wrote, byte for byte."""
+        self._is_waiting = True
+        try:
+            self._raise_signal()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        finally:
+            self._is_waiting = False
+
+    # ---- what a world asks ---------------------------------------------------------------
+
+    def poll(self) -> None:
+        self._raise_signal()
+        if self._fd is not None and self._is_ready(self._fd, 0):
+            self._read(self._fd)
+
+    def wait(self, time_ns: int | None) -> int | None:
+        if self._fd is None or (time_ns is not None and not self.is_interactive):
+            return None  # time jumps
+        started_ns = time.monotonic_ns()
+        self._is_waiting = True
+        try:
+            self._raise_signal()
+            is_ready = self._is_ready(self._fd, None if time_ns is None else time_ns / 1e9)
+        finally:
+            self._is_waiting = False
+        if is_ready and self._read(self._fd):
+            return time.monotonic_ns() - started_ns
+        return None
+
+    def _is_ready(self, fd: int, timeout_s: float | None) -> bool:
+        return bool(select.select([fd], [], [], timeout_s)[0])
+
+    def _read(self, fd: int) -> bool:
+        """Types what can be read; False at the end of it, after which nothing is read any more."""
+        try:
+            data = os.read(fd, _READ_MAX)
+        except OSError:  # the terminal has gone
+            data = b""
+        if data:
+            self.type_in(data)
+        else:
+            self._fd = None
+        return bool(data)
+
+
+def _raw(before: list[Any]) -> list[Any]:
+    """No echo, no lines, no editing; of the keys with a meaning only Ctrl-C keeps it."""
+    raw = list(before)
+    raw[_LOCAL] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+    raw[_INPUT] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+    characters = list(raw[_CHARACTERS])
+    characters[termios.VQUIT] = characters[termios.VSUSP] = _DISABLED
+    characters[termios.VMIN], characters[termios.VTIME] = 1, 0
+    raw[_CHARACTERS] = characters
+    return raw

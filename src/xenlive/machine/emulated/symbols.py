@@ -1,0 +1,132 @@
+"""Names for addresses: the symbols of the kernels that a guest may be running.
+
+A kernel runs by virtual addresses once it has paging, and by physical ones before: both are looked
+up. After kexec another kernel runs in the same memory, so that each image is asked whether the
+code at an address is its own.
+
+**Invariants.** A file without symbols, or with nonsense for symbols, has no names; nothing is
+raised. Names are printable and of bounded length: they come from a file.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Names longer than this are cut.
+_NAME_MAX = 80
+# A symbol without a size (assembly) reaches to the next one, and no further than this.
+_REACH_MAX = 64 << 10
+# How much of the code is compared to know whether it is this image's.
+_COMPARED = 16
+
+
+class Segment(NamedTuple):
+    """A part of a file in memory: where it is linked, where it is loaded."""
+
+    virtual: int
+    physical: int
+    size: int
+    data: bytes
+
+
+class Symbol(NamedTuple):
+    """A name for `size` bytes at `address` (0: nobody said how many)."""
+
+    address: int
+    size: int
+    name: str
+
+
+class Symbols:
+    """The symbols of one ELF file; none if it has none."""
+
+    def __init__(self, elf: bytes) -> None:
+        self._segments: list[Segment] = []
+        found: dict[int, Symbol] = {}
+        try:
+            self._read(elf, found)
+        except Exception:  # the file is somebody's: pyelftools raises much, and names are a help
+            found.clear()
+        self._symbols = [found[address] for address in sorted(found)]
+        self._addresses = [symbol.address for symbol in self._symbols]
+
+    def _read(self, elf: bytes, found: dict[int, Symbol]) -> None:
+        from elftools.elf.elffile import ELFFile
+
+        file: Any = ELFFile(io.BytesIO(elf))
+        for part in file.iter_segments():
+            if part["p_type"] == "PT_LOAD":
+                self._segments.append(
+                    Segment(part["p_vaddr"], part["p_paddr"], part["p_memsz"], part.data())
+                )
+        table = file.get_section_by_name(".symtab")
+        for symbol in table.iter_symbols() if table is not None else ():
+            kind, name = symbol["st_info"]["type"], symbol.name
+            if (
+                kind not in ("STT_FUNC", "STT_NOTYPE")
+                or not name
+                or symbol["st_shndx"]
+                in (
+                    "SHN_UNDEF",
+                    "SHN_ABS",
+                )
+            ):
+                continue
+            known = found.get(symbol["st_value"])
+            if known is None or (kind == "STT_FUNC" and not known.size):
+                shown = "".join(c if c.isprintable() else "?" for c in name[:_NAME_MAX])
+                found[symbol["st_value"]] = Symbol(symbol["st_value"], symbol["st_size"], shown)
+
+    def __len__(self) -> int:
+        return len(self._symbols)
+
+    def find(self, address: int) -> tuple[str, int] | None:
+        """The name that `address` belongs to and the distance from it; virtual or physical."""
+        linked = self._linked_at(address)
+        if linked is None:
+            return None
+        place = bisect_right(self._addresses, linked) - 1
+        if place < 0:
+            return None
+        symbol = self._symbols[place]
+        offset = linked - symbol.address
+        if offset >= (symbol.size or _REACH_MAX):
+            return None
+        return symbol.name, offset
+
+    def is_at(self, address: int, read: Callable[[int, int], bytes | None]) -> bool:
+        """Whether the code at `address` is this file's; `read` gives what is in memory there."""
+        for segment in self._segments:
+            for start in (segment.virtual, segment.physical):
+                offset = address - start
+                if 0 <= offset < len(segment.data):
+                    wanted = segment.data[offset : offset + _COMPARED]
+                    if read(address, len(wanted)) == wanted:
+                        return True
+        return False
+
+    def _linked_at(self, address: int) -> int | None:
+        """The address at which the file has what is at `address` in memory."""
+        for segment in self._segments:
+            if 0 <= address - segment.virtual < segment.size:
+                return address
+        for segment in self._segments:
+            if 0 <= address - segment.physical < segment.size:
+                return address - segment.physical + segment.virtual
+        return None
+
+
+def name_address(
+    images: list[Symbols], address: int, read: Callable[[int, int], bytes | None]
+) -> str:
+    """`address` in words, `console_write+0x1c`; empty if no image has a name for it."""
+    for image in images:
+        found = image.find(address)
+        if found is not None and image.is_at(address, read):
+            return f"{found[0]}+{found[1]:#x}"
+    return ""

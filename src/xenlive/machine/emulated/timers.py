@@ -1,0 +1,91 @@
+"""The timers of one domain, in virtual time.
+
+Specification: Xen 4.17 `do_set_timer_op`, `vcpu_set_periodic_timer`, `domain_watchdog` of
+`xen/common/sched/core.c`.
+
+**Invariants.** A timer fires once for each time it was due, in order of its time; a periodic one
+that was due several times fires once, as Xen's does.
+"""
+
+from __future__ import annotations
+
+N_WATCHDOGS = 2
+
+# What fires: names that `Timers.due` gives.
+SINGLESHOT = "singleshot"
+PERIODIC = "periodic"
+POLL = "poll"
+WATCHDOG = "watchdog"
+
+
+class Timers:
+    """When the timers of a domain fire, in virtual nanoseconds; None is never."""
+
+    __slots__ = ("_period_ns", "_periodic_ns", "_watchdogs", "poll_ns", "singleshot_ns")
+
+    def __init__(self) -> None:
+        self.singleshot_ns: int | None = None
+        self.poll_ns: int | None = None
+        self._periodic_ns: int | None = None
+        self._period_ns = 0
+        self._watchdogs: dict[int, int] = {}
+
+    def set_period(self, period_ns: int, now_ns: int) -> None:
+        """Fires each `period_ns` from now on, 0 for never."""
+        self._period_ns = period_ns
+        self._periodic_ns = now_ns + period_ns if period_ns else None
+
+    def new_watchdog(self, when_ns: int) -> int | None:
+        """Number of a watchdog that nobody uses, counted from 1; None if all are in use."""
+        for number in range(1, N_WATCHDOGS + 1):
+            if number not in self._watchdogs:
+                self._watchdogs[number] = when_ns
+                return number
+        return None
+
+    def has_watchdog(self, number: int) -> bool:
+        """Whether it was started and not stopped."""
+        return number in self._watchdogs
+
+    def set_watchdog(self, number: int, when_ns: int | None) -> None:
+        """Starts one anew, or stops it."""
+        if when_ns is None:
+            self._watchdogs.pop(number, None)
+        else:
+            self._watchdogs[number] = when_ns
+
+    def next_ns(self) -> int | None:
+        """When the next of them fires."""
+        return min((when for when, _ in self._all()), default=None)
+
+    def copy(self) -> Timers:
+        """The same timers, set to the same times."""
+        other = Timers()
+        other.singleshot_ns, other.poll_ns = self.singleshot_ns, self.poll_ns
+        other._period_ns, other._periodic_ns = self._period_ns, self._periodic_ns
+        other._watchdogs = dict(self._watchdogs)
+        return other
+
+    def _all(self) -> list[tuple[int, str]]:
+        single = (
+            (self.singleshot_ns, SINGLESHOT),
+            (self._periodic_ns, PERIODIC),
+            (self.poll_ns, POLL),
+        )
+        known = [(when, name) for when, name in single if when is not None]
+        return known + [(when, WATCHDOG) for when in self._watchdogs.values()]
+
+    def due(self, now_ns: int) -> list[str]:
+        """What is due now, first come first; it will not be due again for the same time."""
+        fired = sorted(found for found in self._all() if found[0] <= now_ns)
+        for _, name in fired:
+            if name == SINGLESHOT:
+                self.singleshot_ns = None
+            elif name == POLL:
+                self.poll_ns = None
+            elif name == PERIODIC and self._periodic_ns is not None:
+                missed = (now_ns - self._periodic_ns) // self._period_ns
+                self._periodic_ns += (missed + 1) * self._period_ns
+        if any(name == WATCHDOG for _, name in fired):
+            self._watchdogs.clear()
+        return [name for _, name in fired]

@@ -1,0 +1,234 @@
+"""A world: domains that know each other, the services around them, and the one clock they share.
+
+    outside ◀──▶ World ── a slice each, in turn ──▶ Guest: Vcpu, Domain, Console, StoreRing
+     (terminal)    │                                         └────────┬────────┘
+                   ├── all wait: time jumps to the next timer         │ rings and events
+                   └── StoreService, toolstack's nodes ◀──────────────┘
+
+**Invariants.** Who runs when depends on blocks of code and virtual time alone: with the same input
+at the same places, the same run, bit for bit. `run` raises nothing that a guest could cause; how
+each guest ended is its `stop`. A guest that can't go on, and that nothing from outside can wake, is
+ended as stuck, so that a run of no one ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
+from xenlive.machine.emulated.console import Console
+from xenlive.machine.emulated.domain import Domain
+from xenlive.machine.emulated.hypervisor import Clock
+from xenlive.machine.emulated.stop import STUCK, GuestStop
+from xenlive.machine.emulated.toolstack import add_guest, remove_guest, start_store
+from xenlive.machine.emulated.vcpu import RUN_ENDED, SPIN_LIMIT, Vcpu
+from xenlive.machine.emulated.xenbus import StoreService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# What `run` came to.
+WORLD_ENDED = "ended"  # no guest can go on; `Guest.stop` says why
+WORLD_PAUSED = "paused"  # what `until` asked for is there
+WORLD_TIME = "time"  # the limit of virtual time is reached
+
+#: Blocks that a guest runs before anybody else does, and before the outside is looked at.
+SLICE_BLOCKS = 50_000
+# Timers that may fire in a row while nobody runs a single block because of them.
+_VAIN_TIMERS_MAX = 10_000
+
+FIRST_DOMID = 1
+DEFAULT_MEMORY_BYTES = 64 << 20
+
+
+class Outside:
+    """What is around a world; this one is empty: nothing ever comes from it."""
+
+    def poll(self) -> None:
+        """Called between slices: may type something, and may not wait."""
+
+    def wait(self, time_ns: int | None) -> int | None:
+        """All guests wait, for `time_ns` at most, or for ever: what the outside has to say to that.
+
+        The nanoseconds after which something was typed, or None if that did not happen in time. It
+        need not really take that long.
+        """
+        return None
+
+
+class Guest:
+    """A domain of a world with all that belongs to it."""
+
+    def __init__(
+        self, world: World, domain: Domain, name: str, sink: Callable[[bytes], object], spin: int
+    ) -> None:
+        self.name = name
+        self.domain = domain
+        self.vcpu = Vcpu(domain.domid, domain.space, domain, world.clock, spin_limit=spin)
+        self.console = Console(world.host, domain, sink)
+        self.store = world.store.introduce(domain)
+        #: The kernel it was entered with, and the files that were put beside it.
+        self.kernel = b""
+        self.files: list[bytes] = []
+        self.loaded: Loaded | None = None
+        #: Why it ended, once it has.
+        self.stop: GuestStop | None = None
+
+    def boot(self, kernel: bytes, cmdline: str = "", modules: Sequence[Module] = ()) -> None:
+        """Loads a kernel and stands at its entry. ImageError or ConfigError if it can't be."""
+        self.loaded = load_kernel(self.domain, kernel, cmdline, modules)
+        self.kernel = kernel
+        self.files = [module.data for module in modules]
+        self.vcpu.enter_pvh(self.loaded.entry, self.loaded.start_info)
+
+    def close(self) -> None:
+        """Gives processor and memory back."""
+        self.vcpu.engine.close()
+        space = self.domain.space
+        try:
+            space.close()
+        except BufferError:
+            # Rings and shared info have views of it: the mapping goes with the last of them.
+            os.close(space.fd)
+
+
+class World:
+    """Guests and what they share. The first one added gets domain id 1.
+
+    As a context manager it closes itself.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.peers: dict[int, Domain] = {}
+        self.host = Domain.host(self.peers, self.clock)
+        self.store = StoreService(self.host, self.clock)
+        self.toolstack = self.store.client()
+        start_store(self.toolstack)
+        self.guests: list[Guest] = []
+        self._vain_timers = 0
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives everything back; nothing runs any more."""
+        for guest in self.guests:
+            guest.close()
+        self.guests.clear()
+
+    def add_guest(
+        self,
+        name: str = "guest",
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        sink: Callable[[bytes], object] = bytes,
+        spin_limit: int = SPIN_LIMIT,
+        has_console_io: bool = False,
+    ) -> Guest:
+        """A domain without a kernel: `Guest.boot` comes next. ConfigError for a bad size.
+
+        `sink` gets what it writes to its console, and with `has_console_io` to Xen's own.
+        """
+        domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
+        # Not random, so that a run can be repeated.
+        handle = hashlib.blake2b(f"{domid} {name}".encode(), digest_size=16).digest()
+        domain = make_domain(domid, memory_bytes, self.peers, self.clock, handle)
+        domain.has_console_io = has_console_io
+        self.store.know(domid)
+        add_guest(self.toolstack, domain, name, memory_bytes >> 10)
+        guest = Guest(self, domain, name, sink, spin_limit)
+        self.guests.append(guest)
+        return guest
+
+    def remove_guest(self, guest: Guest) -> None:
+        """Takes a domain out of the world: its ports, its mappings, its nodes."""
+        self.guests.remove(guest)
+        guest.domain.destroy()
+        self.store.release(guest.store)
+        remove_guest(self.toolstack, guest.domain)
+        guest.close()
+
+    def ask_to_shut_down(self, guest: Guest, how: str = "poweroff") -> None:
+        """Asks its kernel, by `control/shutdown`; whether it heeds that is its own affair."""
+        self.toolstack.write(f"/local/domain/{guest.domain.domid}/control/shutdown", how)
+
+    # ---- running -------------------------------------------------------------------------
+
+    def run(
+        self,
+        outside: Outside | None = None,
+        until: Callable[[], bool] | None = None,
+        until_ns: int | None = None,
+    ) -> str:
+        """Runs all guests until none can go on: one of this file's WORLD_.
+
+        `until` is asked after each slice, `until_ns` is a limit of virtual time.
+        """
+        around = outside or Outside()
+        while True:
+            around.poll()
+            is_busy = self.step()
+            if until is not None and until():
+                return WORLD_PAUSED
+            if all(guest.stop is not None for guest in self.guests):
+                return WORLD_ENDED
+            if until_ns is not None and self.clock.now_ns >= until_ns:
+                return WORLD_TIME
+            if not is_busy:
+                self._pass_time(around, until_ns)
+
+    def step(self) -> bool:
+        """Runs each guest for a slice; False if none ran a single block: all wait."""
+        is_busy = False
+        for guest in self.guests:
+            if guest.stop is not None:
+                continue
+            before = guest.vcpu.blocks
+            state = guest.vcpu.run(SLICE_BLOCKS)
+            if guest.vcpu.blocks != before:
+                is_busy = True
+                self._vain_timers = 0
+            guest.console.pump()
+            if state == RUN_ENDED:
+                self._end(guest, guest.vcpu.ended)
+        return is_busy
+
+    def _pass_time(self, outside: Outside, until_ns: int | None) -> None:
+        """All guests wait: for input, or for the next timer, whichever comes first."""
+        deadlines = [
+            when
+            for guest in self.guests
+            if guest.stop is None and (when := guest.domain.timer_deadline_ns()) is not None
+        ]
+        deadline_ns = min(deadlines, default=None)
+        if self._vain_timers > _VAIN_TIMERS_MAX:
+            deadline_ns = None
+        if until_ns is not None:
+            deadline_ns = until_ns if deadline_ns is None else min(deadline_ns, until_ns)
+        wait_ns = None if deadline_ns is None else max(deadline_ns - self.clock.now_ns, 0)
+        came_after_ns = outside.wait(wait_ns)
+        if came_after_ns is not None:
+            self.clock.advance(came_after_ns if wait_ns is None else min(came_after_ns, wait_ns))
+            self._vain_timers = 0
+        elif deadline_ns is not None:
+            self.clock.advance_to(deadline_ns)
+            self._vain_timers += 1
+        else:
+            self._end_stuck()
+
+    def _end_stuck(self) -> None:
+        vain = self._vain_timers > _VAIN_TIMERS_MAX
+        what = "its timers fire and it hears none" if vain else "no timer is set, and nobody calls"
+        for guest in self.guests:
+            if guest.stop is None:
+                self._end(guest, GuestStop(STUCK, f"it waits for ever: {what}"))
+
+    def _end(self, guest: Guest, stop: GuestStop | None) -> None:
+        guest.stop = stop
+        guest.console.pump()
+        self.store.domain_stopped()
