@@ -64,6 +64,10 @@ class Told(NamedTuple):
     others: list[str]
 
 
+class StoppedAtEntry(Exception):
+    """The kernel that was waited for is at its entry."""
+
+
 class WatchedVcpu(Vcpu):
     """A processor that tells of each CPUID before it is executed."""
 
@@ -94,6 +98,7 @@ class Lab:
         self.entered: list[Entered] = []
         self._images = [analyse_kernel(kernel) for kernel in kernels]
         self._poison = poison
+        self._stop_at = 0
 
     # ---- running -------------------------------------------------------------------------
 
@@ -103,6 +108,21 @@ class Lab:
         loaded = load_kernel(self.domain, self.kernels[0], scripts[0], [*later, *modules])
         self.vcpu.enter_pvh(loaded.entry, loaded.start_info)
         return loaded
+
+    def enter(self, entry: int, start_info: int) -> None:
+        """Enters what was put into memory by somebody else."""
+        self.vcpu.enter_pvh(entry, start_info)
+
+    def run_to_entry(self, n: int) -> Entered:
+        """Runs until kernel `n` of the chain, counted from 0, is at its entry: it won't start.
+
+        Memory is as it was handed over, all else poisoned.
+        """
+        self._stop_at = n
+        with pytest.raises(StoppedAtEntry):
+            self.run()
+        self._stop_at = 0
+        return self.entered[-1]
 
     def run(self) -> GuestStop:
         """Runs until the domain ends."""
@@ -160,6 +180,8 @@ class Lab:
             self.entered.append(self._look(image, self.vcpu.engine.reg("rbx")))
             if self._poison is not None:
                 self._poison_all_but(self.entered[-1].kept)
+            if self._stop_at and len(self.entered) > self._stop_at:
+                raise StoppedAtEntry
 
     def _check_processor(self) -> None:
         """docs/misc/pvh.pandoc: 32 bit, flat, cr0 with PE alone, cr4 nothing, no IF, TF, VM."""

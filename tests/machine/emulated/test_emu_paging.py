@@ -40,6 +40,9 @@ class Memory:
     def read(self, address: int, size: int) -> bytes:
         return bytes(self.bytes.get(address + i, 0xFF) for i in range(size))
 
+    def read_u64(self, address: int) -> int:
+        return int.from_bytes(self.read(address, 8), "little")
+
     def write(self, address: int, data: bytes) -> None:
         self.bytes.update({address + i: byte for i, byte in enumerate(data)})
 

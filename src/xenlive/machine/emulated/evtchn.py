@@ -320,7 +320,7 @@ class EventChannels:
 EventState = tuple[dict[int, Channel], int, dict[tuple[int, int], int], dict[int, int]]
 
 
-class HandlerDelivery:
+class HandlerDelivery(Delivery):
     """Events of a domain that is this program: each port has a handler, called at once.
 
     An event without a handler is kept, and given to the handler when one comes.

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
             """`size` bytes at `address`."""
             ...
 
+        def read_u64(self, address: int) -> int:
+            """The aligned word at `address`."""
+            ...
+
         def write(self, address: int, data: bytes) -> None:
             """Stores `data` at `address`."""
             ...
@@ -63,6 +67,8 @@ _USER = 1 << 2
 _LARGE = 1 << 7
 _NO_EXECUTE = 1 << 63
 _ADDRESS = (1 << 52) - 1 & ~_PAGE_MASK
+#: Bits that may be reserved in an entry of a table.
+_SELDOM = 0xFFF << 52 | _LARGE | _ADDRESS & ~((1 << PHYSICAL_BITS) - 1)
 _TOO_HIGH = _ADDRESS & ~((1 << PHYSICAL_BITS) - 1)
 #: A large page's entry has its PAT bit where a small one's address begins.
 _LARGE_PAT = 1 << 12
@@ -159,11 +165,12 @@ class Paging:
         rights = _WRITABLE | _USER
         for shift in (39, 30, 21, 12) if long_mode else (30, 21, 12):
             index = address >> shift & (511 if long_mode or shift < 30 else 3)
-            entry = _read_8(physical, table + index * 8)
+            entry = physical.read_u64(table + index * 8)
             if not entry & _PRESENT:
                 raise PageFault(address, intent)
             is_large = bool(entry & _LARGE) and (shift == 21 or (shift == 30 and long_mode))
-            if entry & self._reserved(shift, long_mode, is_large):
+            # Most entries have none of the bits that any level reserves.
+            if (entry & _SELDOM or is_large) and entry & self._reserved(shift, long_mode, is_large):
                 raise PageFault(address, intent | FAULT_RESERVED | FAULT_PRESENT)
             if long_mode or shift < 30:  # the four entries of PAE's top have no rights of their own
                 rights = rights & entry & (_WRITABLE | _USER) | (rights | entry) & _NO_EXECUTE
@@ -237,8 +244,4 @@ def is_canonical(address: int) -> bool:
 
 
 def _read_4(physical: Physical, address: int) -> int:
-    return int.from_bytes(physical.read(address, 4), "little")
-
-
-def _read_8(physical: Physical, address: int) -> int:
-    return int.from_bytes(physical.read(address, 8), "little")
+    return physical.read_u64(address & ~7) >> (address & 4) * 8 & 0xFFFFFFFF

@@ -55,8 +55,12 @@ class Timers:
             self._watchdogs[number] = when_ns
 
     def next_ns(self) -> int | None:
-        """When the next of them fires."""
-        return min((when for when, _ in self._all()), default=None)
+        """When the next of them fires. Asked after each hypercall, mostly of timers not set."""
+        found = self.singleshot_ns
+        for other in (self._periodic_ns, self.poll_ns, *self._watchdogs.values()):
+            if other is not None and (found is None or other < found):
+                found = other
+        return found
 
     def copy(self) -> Timers:
         """The same timers, set to the same times."""
@@ -77,6 +81,9 @@ class Timers:
 
     def due(self, now_ns: int) -> list[str]:
         """What is due now, first come first; it will not be due again for the same time."""
+        next_ns = self.next_ns()
+        if next_ns is None or next_ns > now_ns:
+            return []
         fired = sorted(found for found in self._all() if found[0] <= now_ns)
         for _, name in fired:
             if name == SINGLESHOT:
