@@ -338,6 +338,7 @@ class HandlerDelivery(Delivery):
             handler()
 
     def set_pending(self, port: int, vcpu: int) -> None:
+        """Calls the port's handler; without one the event waits."""
         handler = self._handlers.get(port)
         if handler is None:
             self._waiting.add(port)
@@ -345,6 +346,7 @@ class HandlerDelivery(Delivery):
             handler()
 
     def clear_pending(self, port: int) -> None:
+        """Forgets a waiting event and the handler of a port that is freed."""
         self._waiting.discard(port)
         self._handlers.pop(port, None)
 
@@ -352,13 +354,16 @@ class HandlerDelivery(Delivery):
         """Nothing is masked here."""
 
     def is_pending(self, port: int) -> bool:
+        """Whether an event waits for a handler."""
         return port in self._waiting
 
     def bound(self, port: int) -> None:
         """Handlers are set by whoever binds."""
 
     def max_ports(self) -> int:
+        """How many ports there can be."""
         return MAX_PORT + 1
 
     def set_priority(self, port: int, priority: int) -> None:
+        """There are no queues with priorities here: EOPNOTSUPP."""
         raise HypercallError("EVTCHNOP_set_priority", XEN_EOPNOTSUPP, "no queues")
