@@ -12,7 +12,16 @@ that they can't drift apart. Names are unique over all groups, the order is that
 
 from __future__ import annotations
 
-from xenlive.abi import grant_table, kexec_module, start_info, xen9pfs, xs_state, xs_wire
+from xenlive.abi import (
+    grant_table,
+    kexec_module,
+    start_info,
+    xen9pfs,
+    xencons,
+    xs_ring,
+    xs_state,
+    xs_wire,
+)
 from xenlive.abi.layout import Layout
 
 TYPE_CHECKING = False
@@ -39,6 +48,8 @@ _GROUPS: tuple[tuple[ModuleType, str, tuple[str, ...]], ...] = (
     (xen9pfs, "9PFS_", ()),
     (start_info, "HVM_START_INFO_", ("XEN_HVM_",)),
     (grant_table, "GNTTAB_", ("GNTTAB_", "GTF_")),
+    (xencons, "XENCONS_", ()),
+    (xs_ring, "XENSTORE_RING_", ("XENSTORE_",)),
     (xs_wire, "XS_", ("XS_", "XENSTORE_", "DOMID_")),
     (xs_state, "XS_STATE_", ("XS_STATE_",)),
 )
