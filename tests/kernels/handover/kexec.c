@@ -41,6 +41,8 @@ _Static_assert(sizeof(struct leave_page) <= PAGE, "one page");
 
 extern const char leave_start[], leave_end[];
 
+int kexec_names_buffer;
+
 static struct leave_page *page;
 static struct leave_page wanted;
 
@@ -271,7 +273,8 @@ static int find_places(const struct start *start, const struct handed *file, uin
     for (unsigned i = 0; i < wanted.n_actions; i++)
         wanted.actions[i].source =
             wanted.actions[i].source == ZEROES ? 0 : wanted.actions[i].source + at;
-    build_block(start, (char *)(uintptr_t)block, block_at, file->cmdline);
+    build_block(start, (char *)(uintptr_t)block, kexec_names_buffer ? block : block_at,
+                file->cmdline);
     wanted.start_info = block_at;
     return add_action(block_at, block, size);
 }

@@ -24,6 +24,12 @@
 int kexec_prepare(const struct start *start, unsigned which, uint32_t module,
                   uint32_t module_size);
 
+/*
+ * If not 0: pointers in the block name the buffer that it is put together in, as an earlier version
+ * of Mini-OS' code had them. The next kernel lives as long as that memory is left alone.
+ */
+extern int kexec_names_buffer;
+
 /* The point of no return. */
 _Noreturn void kexec_enter(void);
 

@@ -12,6 +12,7 @@
  *   poke ADDRESS BYTE | peek ADDRESS       memory anywhere
  *   ticks N                waits for so many events of the timer
  *   kexec INDEX            enters the kernel that module INDEX of the start info is
+ *   lucky                  from here on kexec hands over by luck: kexec_names_buffer
  *   shutdown REASON | fault
  *
  * Each says `> RESULT CRC`, CRC being the administration page's after it (0 without a module);
@@ -215,6 +216,8 @@ static int run(const char **at)
         return *(volatile uint8_t *)(uintptr_t)number(at);
     if (is_word(at, "kexec"))
         return next(number(at));
+    if (is_word(at, "lucky"))
+        return kexec_names_buffer = 1;
     if (is_word(at, "shutdown"))
         shutdown(number(at));
     if (is_word(at, "fault"))

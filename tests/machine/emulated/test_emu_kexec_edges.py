@@ -11,6 +11,7 @@ from kernels.handover.script_kernel import script_kernel
 from xenlive.errors import ImageError
 from xenlive.kexec.elf import analyse_kernel
 from xenlive.machine.emulated.build import Module
+from xenlive.machine.emulated.stop import SHUTDOWN_CRASH, SHUTDOWN_POWEROFF
 from xenlive.memory.address import PAGE_SIZE
 
 __all__ = ["labs"]  # the fixture
@@ -41,9 +42,9 @@ def test_what_can_not_be_entered_is_refused_and_the_kernel_goes_on(labs: Labs, b
     good = script_kernel(bits)
     cut, text = good[:5000], b"no kernel at all" * 10
     noteless = good.replace(b"Xen\0", b"Nex\0")
-    for bad in (cut, text, noteless):
+    for data in (cut, text, noteless):
         with pytest.raises(ImageError):
-            analyse_kernel(bad)
+            analyse_kernel(data)
     outside = script_kernel(bits, MEMORY_BYTES)
     over = script_kernel(bits, MODULE_AT - PAGE_SIZE)
     bad = [Module(data) for data in (text, noteless, cut, outside, over)]
@@ -76,6 +77,26 @@ def test_poison_reaches_what_was_not_handed_over(labs: Labs) -> None:
         lab.boot(*scripts)
         found.append([reply.result for told in lab.run_to_poweroff() for reply in told.replies])
     assert found == [[0, 90, 90], [0, 90, POISON]]
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_pointers_to_the_buffer_work_by_luck_alone(labs: Labs, bits: int) -> None:
+    """What an earlier version of the posted code did: its block was right until memory was used."""
+    scripts = ("make 18; add 7 aa; lucky; kexec 0", "make 1; read 0 1")
+    lab = labs(script_kernel(bits), script_kernel(bits), poison=None)
+    lab.boot(*scripts)
+    with pytest.raises(AssertionError, match="is not in the block at"):
+        lab.run()
+
+    # With nobody to look and no poison the next kernel gets along; with poison it finds nothing.
+    ends = []
+    for poison in (None, POISON):
+        lab = labs(script_kernel(bits), script_kernel(bits), poison=poison)
+        lab.is_strict = False
+        lab.boot(*scripts)
+        ends.append(lab.run().code)
+    assert ends == [SHUTDOWN_POWEROFF, SHUTDOWN_CRASH]
+    assert lab.console.splitlines()[-1].startswith("panic: ")
 
 
 def test_a_chain_is_the_same_each_time(labs: Labs) -> None:
