@@ -96,8 +96,8 @@ def test_c_enters_memory_that_python_prepared(labs: Labs, bits: int, n_module_pa
         assert lab.space.read(page_at, PAGE_SIZE) == b"\xc3" * PAGE_SIZE
 
 
-def test_soft_reservations_and_the_tables_are_no_next_kernels(labs: Labs) -> None:
-    """Mini-OS' own mappings are left out of the next kernel's map; the ACPI root is named."""
+def test_soft_reservations_are_not_handed_on(labs: Labs) -> None:
+    """What a kernel mapped for itself, as Mini-OS marks it, is left out of the next one's map."""
     lab = labs(script_kernel(64), script_kernel(32))
     next_at = PhysAddr(0x800000)
     lab.space.load(next_at, lab.kernels[1])
@@ -141,11 +141,31 @@ def be_the_kernel(lab: Lab, entered: Entered, n_module_pages: int) -> bytes:
     file_at, file_size, line_at = info.modules[1]
     line, _, _ = lab.space.read(line_at, PAGE_SIZE).partition(b"\0")
     image = analyse_kernel(lab.space.read(file_at, file_size))
-    used = [(frame_of(PhysAddr(0x300000)), "a page of the Python kernel's")]
+    used = [(frame_of(PhysAddr(0x104000)), "a page of the Python kernel's")]
     plan = plan_kexec(
         *(image, lab.memory, info.memmap, module, line, used),
         file_at=PhysAddr(file_at),
         rsdp_paddr=info.rsdp_paddr,
+    )
+    assert [move.old for move in plan.moves] == [used[0][0]]
+    plan.stages().run()
+    plan.apply(lab.memory)
+    lab.enter(plan.entry, plan.start_info)
+    return admin
+
+
+@pytest.mark.parametrize("n_module_pages", SIZES)
+@pytest.mark.parametrize(("first", "last"), [(64, 64), (32, 32), (64, 32), (32, 64)])
+def test_python_between_two_kernels_in_c(
+    labs: Labs, first: int, last: int, n_module_pages: int
+) -> None:
+    lab = labs(script_kernel(first), script_kernel(64), script_kernel(last))
+    owned = n_module_pages // 2
+    lab.boot(
+        f"make {n_module_pages}; add 7 {b'from C'.hex()}; alloc 0 {owned}; fill 0 {owned} 170;"
+        "kexec 0",
+        "Python's",
+        f"make 1; find 0 8; read 1 11; find 0 7; read 0 6; crc 0 {owned}; crc {owned} 1; ticks 1",
     )
     admin = be_the_kernel(lab, lab.run_to_entry(1), n_module_pages)
     told = lab.run_to_poweroff()
