@@ -211,7 +211,10 @@ def test_input_comes_before_the_timer(tried: Tried) -> None:
     assert second is not None
     assert third is not None
     assert 4.99 * SECOND_NS < first <= 5 * SECOND_NS
-    assert (first - second, second - third) == (SECOND_NS, SECOND_NS)
+    # Each key took a second, and the guest a little while to hear of it.
+    assert all(
+        SECOND_NS <= taken < 1.00001 * SECOND_NS for taken in (first - second, second - third)
+    )
     assert 5 * SECOND_NS <= tried.world.clock.now_ns < 5.001 * SECOND_NS
 
 
