@@ -74,7 +74,7 @@ def boot_command(
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated import report
     from xenlive.machine.emulated.vcpu import SPIN_LIMIT
-    from xenlive.machine.emulated.world import World
+    from xenlive.machine.emulated.world import WORLD_IDLE, World
 
     image, handed = _read_file(kernel), [_module(word) for word in modules]
     terminal, written = Terminal(_stdin()), bytearray()
@@ -90,7 +90,8 @@ def boot_command(
     terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
     with terminal:
-        world.run(terminal, until_ns=until_ns)
+        if world.run(terminal, until_ns=until_ns) == WORLD_IDLE:
+            world.give_up()
     described = report.describe(guest)
     if as_json:
         _print_json(world, guest, report.as_object(described), written)

@@ -108,9 +108,15 @@ class Terminal(Outside):
         if self._fd is not None and self._is_ready(self._fd, 0):
             self._read(self._fd)
 
-    def wait(self, time_ns: int | None) -> int | None:
-        if self._fd is None or (time_ns is not None and not self.is_interactive):
+    @property
+    def is_open(self) -> bool:
+        return self._fd is not None
+
+    def wait(self, time_ns: int | None, has_timer: bool) -> int | None:
+        if self._fd is None or (has_timer and not self.is_interactive):
             return None  # time jumps
+        if not self.is_interactive:
+            time_ns = None  # time stands still until there is input, or no more of it
         started_ns = time.monotonic_ns()
         self._is_waiting = True
         try:
@@ -118,9 +124,9 @@ class Terminal(Outside):
             is_ready = self._is_ready(self._fd, None if time_ns is None else time_ns / 1e9)
         finally:
             self._is_waiting = False
-        if is_ready and self._read(self._fd):
-            return time.monotonic_ns() - started_ns
-        return None
+        if not is_ready or not self._read(self._fd):
+            return None
+        return time.monotonic_ns() - started_ns if self.is_interactive else 0
 
     def _is_ready(self, fd: int, timeout_s: float | None) -> bool:
         return bool(select.select([fd], [], [], timeout_s)[0])

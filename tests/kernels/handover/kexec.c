@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum { PT_LOAD = 1, PT_NOTE = 4, PHYS32_ENTRY = 18 };
+enum { PT_LOAD = 1, PT_NOTE = 4, SHT_NOTE = 7, PHYS32_ENTRY = 18 };
 /* As an action's source, before sources are addresses; no file has so high an offset. */
 #define ZEROES UINT32_MAX
 enum { MAX_ACTIONS = 16, LEAVE_CODE_SIZE = 1024, BLOCK_ALIGN = 8 };
@@ -89,6 +89,26 @@ static uint32_t entry_in(const uint8_t *notes, uint64_t size)
     return 0;
 }
 
+/* The same from the sections, for a file whose program headers have no note. */
+static uint32_t entry_by_section(const uint8_t *elf, uint64_t size)
+{
+    uint64_t at = FIELD(elf, addr, 32, 40), each = FIELD(elf, half, 46, 58);
+    uint64_t n = FIELD(elf, half, 48, 60);
+    uint32_t entry = 0;
+
+    if (each < (elf[4] == 2 ? 64 : 40) || at > size || n * each > size - at)
+        return 0;
+    for (const uint8_t *header = elf + at; n && !entry; n--, header += each) {
+        uint64_t offset, length;
+
+        offset = elf[4] == 2 ? *(const uint64_t *)(header + 24) : *(const uint32_t *)(header + 16);
+        length = elf[4] == 2 ? *(const uint64_t *)(header + 32) : *(const uint32_t *)(header + 20);
+        if (*(const uint32_t *)(header + 4) == SHT_NOTE && offset <= size && length <= size - offset)
+            entry = entry_in(elf + offset, length);
+    }
+    return entry;
+}
+
 static int add_action(uint64_t target, uint64_t source, uint64_t size)
 {
     if (!size)
@@ -134,6 +154,8 @@ static int analyse(const uint8_t *elf, uint64_t size, uint64_t *end)
         if (segment.address + segment.memory_size > *end)
             *end = segment.address + segment.memory_size;
     }
+    if (!wanted.entry)
+        wanted.entry = entry_by_section(elf, size);
     return wanted.entry && *end ? 0 : -ENOEXEC;
 }
 

@@ -103,6 +103,7 @@ class Lab:
         self._images = [analyse_kernel(kernel) for kernel in kernels]
         self._poison = poison
         self._stop_at = 0
+        self._runs = list(self.space.runs())
 
     # ---- running -------------------------------------------------------------------------
 
@@ -200,6 +201,8 @@ class Lab:
             assert found == (0, 0xFFFFFFFF, flags), name
 
     def _look(self, image: KernelImage, address: int) -> Entered:
+        # What is behind each frame, RAM or nothing, is as it was when the domain was made.
+        assert list(self.space.runs()) == self._runs
         info = parse_start_info(self.memory, PhysAddr(address))
         module, reason = find_kexec_module(info, self.memory)
         assert reason == ""
@@ -207,6 +210,9 @@ class Lab:
         kept += [(paddr, size) for paddr, size, _ in info.modules]
         if self.entered:  # by kexec, and not by who built the domain
             assert address == round_up(image.end, BLOCK_ALIGN)
+            before = self.entered[-1].info
+            assert info.memmap == before.memmap.for_next_kernel()
+            assert info.rsdp_paddr == before.rsdp_paddr
         found = None
         if module is not None:
             page = self.space.read(module.admin_address, PAGE_SIZE)

@@ -7,6 +7,7 @@ import os
 import pytest
 from kernels.handover.lab import MEMORY_BYTES, POISON, Labs, labs
 from kernels.handover.script_kernel import script_kernel
+from kexec.elves import Elf, Load
 
 from xenlive.errors import ImageError
 from xenlive.kexec.elf import analyse_kernel
@@ -17,7 +18,7 @@ from xenlive.memory.address import PAGE_SIZE
 __all__ = ["labs"]  # the fixture
 pytestmark = pytest.mark.peer
 
-ENOEXEC, EBUSY, EINVAL = -8, -16, -22
+ENOEXEC, EBUSY, EINVAL, ENOSPC = -8, -16, -22, -28
 MODULE_AT = MEMORY_BYTES - 18 * PAGE_SIZE
 
 
@@ -66,6 +67,39 @@ def test_what_can_not_be_entered_is_refused_and_the_kernel_goes_on(labs: Labs, b
     ]
     handed = lab.entered[1].info.modules[1:]
     assert [lab.space.read(at, size) for at, size, _ in handed] == [module.data for module in bad]
+
+
+# mov %ebx, %edi; cpuid; hlt: with interrupts off that is the end.
+HALTS = b"\x89\xdf\x0f\xa2\xf4"
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+@pytest.mark.parametrize(("notes_in", "entry_size"), [("program", 4), ("section", 8), ("both", 4)])
+def test_files_of_other_makers_are_entered(
+    labs: Labs, bits: int, notes_in: str, entry_size: int
+) -> None:
+    loads = [Load(0x200000, b"data" * 33, memsz=0x5000), Load(0x300000, b"\xcc" * 77 + HALTS)]
+    entry = 0x300000 + 77
+    next_kernel = Elf(loads, entry, 96 - bits, notes_in=notes_in, entry_size=entry_size).build()
+    lab = labs(script_kernel(bits), next_kernel)
+    lab.boot("make 4; kexec 0", "")
+    assert lab.run().code == SHUTDOWN_POWEROFF
+    assert len(lab.entered) == 2
+    assert lab.vcpu.engine.reg("rdi") == lab.entered[1].address
+    assert lab.space.read(0x200000, 0x5000) == (b"data" * 33).ljust(0x5000, b"\0")
+
+
+def test_sixteen_actions_are_all_there_are(labs: Labs) -> None:
+    """The block is one of them; what was taken for those that fail is given back each time."""
+    loads = [Load(0x200000 + n * 0x2000, HALTS, memsz=0x1000) for n in range(8)]
+    too_many = Elf(loads, 0x200000).build()
+    fits = Elf([*loads[:7], Load(0x20E000, HALTS)], 0x200000).build()
+    lab = labs(script_kernel(64), fits)
+    lab.boot("make 4;" + "kexec 1;" * 60 + "kexec 0", "", modules=[Module(too_many)])
+    assert lab.run().code == SHUTDOWN_POWEROFF
+    assert len(lab.entered) == 2
+    (told,) = lab.told()
+    assert [reply.result for reply in told.replies] == [0] + [ENOSPC] * 60
 
 
 def test_poison_reaches_what_was_not_handed_over(labs: Labs) -> None:

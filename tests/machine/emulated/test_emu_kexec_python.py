@@ -7,6 +7,7 @@ the memory of the domain, from the start info that it was entered with to the ne
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 import pytest
 from kernels.handover.lab import MEMORY_BYTES, Entered, Lab, Labs, labs
@@ -19,7 +20,7 @@ from xenlive.kexec.plan import plan_kexec
 from xenlive.kexec.start_info import build_start_info
 from xenlive.kexec.verify import verify
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, frame_of, round_up
-from xenlive.memory.e820 import MemoryMap, MemoryRange
+from xenlive.memory.e820 import E820_SOFT_RESERVED, MemoryMap, MemoryRange
 
 __all__ = ["labs"]  # the fixture
 pytestmark = pytest.mark.peer
@@ -34,15 +35,23 @@ def signed(crc: int) -> int:
     return crc - (1 << 32) if crc >> 31 else crc
 
 
-def put_in_place(lab: Lab, script: str, modules: list[tuple[int, int, int]]) -> tuple[int, int]:
-    """The first kernel in memory with a start info behind it; where to enter, with what."""
+def put_in_place(
+    lab: Lab,
+    script: str,
+    modules: list[tuple[int, int, int]],
+    ranges: Iterable[tuple[int, int, int]] = (),
+) -> tuple[int, int]:
+    """The first kernel in memory with a start info behind it; where to enter, with what.
+
+    `ranges` are those of the memory map beside the domain's own.
+    """
     kernel = lab.kernels[0]
     image = analyse_kernel(kernel)
     for segment in image.segments:
         data = kernel[segment.offset : segment.offset + segment.file_size]
         lab.space.load(segment.address, data.ljust(segment.memory_size, b"\0"))
     block_at = PhysAddr(round_up(image.end, 8))
-    memmap = MemoryMap(MemoryRange(*entry) for entry in lab.domain.e820)
+    memmap = MemoryMap(MemoryRange(*entry) for entry in [*lab.domain.e820, *ranges])
     lab.space.load(block_at, build_start_info(block_at, memmap, modules, script))
     return image.entry, block_at
 
@@ -87,6 +96,27 @@ def test_c_enters_memory_that_python_prepared(labs: Labs, bits: int, n_module_pa
         assert lab.space.read(page_at, PAGE_SIZE) == b"\xc3" * PAGE_SIZE
 
 
+def test_soft_reservations_are_not_handed_on(labs: Labs) -> None:
+    """What a kernel mapped for itself, as Mini-OS marks it, is left out of the next one's map."""
+    lab = labs(script_kernel(64), script_kernel(32))
+    next_at = PhysAddr(0x800000)
+    lab.space.load(next_at, lab.kernels[1])
+    soft = MemoryRange(0x10_0000_0000, 16 * PAGE_SIZE, E820_SOFT_RESERVED)
+    lab.enter(
+        *put_in_place(
+            lab,
+            "make 4; kexec 0",
+            [(next_at, len(lab.kernels[1]), 0)],
+            [(soft.addr, soft.size, soft.type)],
+        )
+    )
+    lab.run_to_poweroff()
+    assert soft in lab.entered[0].info.memmap.ranges()
+    assert [(r.addr, r.size, r.type) for r in lab.entered[1].info.memmap.ranges()] == sorted(
+        lab.domain.e820
+    )
+
+
 def be_the_kernel(lab: Lab, entered: Entered, n_module_pages: int) -> bytes:
     """What Python does as the second kernel of three: take over, change, hand on. The last page."""
     info = entered.info
@@ -111,8 +141,13 @@ def be_the_kernel(lab: Lab, entered: Entered, n_module_pages: int) -> bytes:
     file_at, file_size, line_at = info.modules[1]
     line, _, _ = lab.space.read(line_at, PAGE_SIZE).partition(b"\0")
     image = analyse_kernel(lab.space.read(file_at, file_size))
-    used = [(frame_of(PhysAddr(0x300000)), "a page of the Python kernel's")]
-    plan = plan_kexec(image, lab.memory, info.memmap, module, line, used, file_at=PhysAddr(file_at))
+    used = [(frame_of(PhysAddr(0x104000)), "a page of the Python kernel's")]
+    plan = plan_kexec(
+        *(image, lab.memory, info.memmap, module, line, used),
+        file_at=PhysAddr(file_at),
+        rsdp_paddr=info.rsdp_paddr,
+    )
+    assert [move.old for move in plan.moves] == [used[0][0]]
     plan.stages().run()
     plan.apply(lab.memory)
     lab.enter(plan.entry, plan.start_info)

@@ -205,6 +205,7 @@ def _call_text(record: HypercallRecord, named: Any) -> str:
     name = operation_name(record.number, record.args)
     rest = record.args[1:3] if "." in name else record.args[:3]
     arguments = ", ".join(f"{value:#x}" for value in rest)
+    result = "does not return" if record.result is None else f"= {record.result}"
     when = f"{record.when_ns / 1e6:.6f} ms"
     where = named(record.rip) or f"{record.rip:#x}"
-    return f"{when:>16}  {name}({arguments}) = {record.result}  from {where}"
+    return f"{when:>16}  {name}({arguments}) {result}  from {where}"

@@ -7,8 +7,8 @@
 
 **Invariants.** Who runs when depends on blocks of code and virtual time alone: with the same input
 at the same places, the same run, bit for bit. `run` raises nothing that a guest could cause; how
-each guest ended is its `stop`. A guest that can't go on, and that nothing from outside can wake, is
-ended as stuck, so that a run of no one ends.
+each guest ended is its `stop`. When all guests wait for what nobody in this world and nothing from
+outside can bring, `run` says so and returns.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # What `run` came to.
 WORLD_ENDED = "ended"  # no guest can go on; `Guest.stop` says why
+WORLD_IDLE = "idle"  # all guests wait, and nothing can come: `give_up` ends them as stuck
 WORLD_PAUSED = "paused"  # what `until` asked for is there
 WORLD_TIME = "time"  # the limit of virtual time is reached
 
@@ -46,14 +47,20 @@ DEFAULT_MEMORY_BYTES = 64 << 20
 class Outside:
     """What is around a world; this one is empty: nothing ever comes from it."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether something may still come."""
+        return False
+
     def poll(self) -> None:
         """Called between slices: may type something, and may not wait."""
 
-    def wait(self, time_ns: int | None) -> int | None:
-        """All guests wait, for `time_ns` at most, or for ever: what the outside has to say to that.
+    def wait(self, time_ns: int | None, has_timer: bool) -> int | None:
+        """All guests wait: for `time_ns` at most, or for ever, until something comes.
 
-        The nanoseconds after which something was typed, or None if that did not happen in time. It
-        need not really take that long.
+        After that time a timer fires, or, without `has_timer`, the run is over. The answer is the
+        nanoseconds after which something was typed, or None if nothing was; it need not really
+        take that long.
         """
         return None
 
@@ -165,7 +172,7 @@ class World:
         until: Callable[[], bool] | None = None,
         until_ns: int | None = None,
     ) -> str:
-        """Runs all guests until none can go on: one of this file's WORLD_.
+        """Runs all guests until none can go on: one of this file's names that begin with WORLD_.
 
         `until` is asked after each slice, `until_ns` is a limit of virtual time.
         """
@@ -179,8 +186,8 @@ class World:
                 return WORLD_ENDED
             if until_ns is not None and self.clock.now_ns >= until_ns:
                 return WORLD_TIME
-            if not is_busy:
-                self._pass_time(around, until_ns)
+            if not is_busy and not self._pass_time(around, until_ns):
+                return WORLD_IDLE
 
     def step(self) -> bool:
         """Runs each guest for a slice; False if none ran a single block: all wait."""
@@ -198,31 +205,39 @@ class World:
                 self._end(guest, guest.vcpu.ended)
         return is_busy
 
-    def _pass_time(self, outside: Outside, until_ns: int | None) -> None:
-        """All guests wait: for input, or for the next timer, whichever comes first."""
+    def _pass_time(self, outside: Outside, until_ns: int | None) -> bool:
+        """All guests wait, for input or for the next timer; False if neither can come."""
+        deadline_ns = None if self._fires_in_vain else self._next_timer_ns()
+        has_timer = deadline_ns is not None
+        if not has_timer and not outside.is_open:
+            return False
+        if until_ns is not None:
+            deadline_ns = until_ns if deadline_ns is None else min(deadline_ns, until_ns)
+        wait_ns = None if deadline_ns is None else max(deadline_ns - self.clock.now_ns, 0)
+        came_after_ns = outside.wait(wait_ns, has_timer)
+        if came_after_ns is not None:
+            self.clock.advance(came_after_ns if wait_ns is None else min(came_after_ns, wait_ns))
+            self._vain_timers = 0
+        elif deadline_ns is not None and (has_timer or outside.is_open):
+            self.clock.advance_to(deadline_ns)
+            self._vain_timers += 1
+        return True
+
+    @property
+    def _fires_in_vain(self) -> bool:
+        return self._vain_timers > _VAIN_TIMERS_MAX
+
+    def _next_timer_ns(self) -> int | None:
         deadlines = [
             when
             for guest in self.guests
             if guest.stop is None and (when := guest.domain.timer_deadline_ns()) is not None
         ]
-        deadline_ns = min(deadlines, default=None)
-        if self._vain_timers > _VAIN_TIMERS_MAX:
-            deadline_ns = None
-        if until_ns is not None:
-            deadline_ns = until_ns if deadline_ns is None else min(deadline_ns, until_ns)
-        wait_ns = None if deadline_ns is None else max(deadline_ns - self.clock.now_ns, 0)
-        came_after_ns = outside.wait(wait_ns)
-        if came_after_ns is not None:
-            self.clock.advance(came_after_ns if wait_ns is None else min(came_after_ns, wait_ns))
-            self._vain_timers = 0
-        elif deadline_ns is not None:
-            self.clock.advance_to(deadline_ns)
-            self._vain_timers += 1
-        else:
-            self._end_stuck()
+        return min(deadlines, default=None)
 
-    def _end_stuck(self) -> None:
-        vain = self._vain_timers > _VAIN_TIMERS_MAX
+    def give_up(self) -> None:
+        """Ends all guests that wait: nothing will come."""
+        vain = self._fires_in_vain
         what = "its timers fire and it hears none" if vain else "no timer is set, and nobody calls"
         for guest in self.guests:
             if guest.stop is None:
