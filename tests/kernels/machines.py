@@ -14,11 +14,11 @@ import pytest
 from kernels.building import build_kernel
 
 from xenlive.kexec.elf import analyse_kernel
-from xenlive.machine.emulated.exits import EngineHooks
-from xenlive.machine.emulated.hypervisor import Clock, Hypervisor, Processor
+from xenlive.machine.emulated.interface import Clock, Hypervisor, Processor
+from xenlive.machine.emulated.processor.exits import EngineHooks
+from xenlive.machine.emulated.processor.vcpu import RUN_HALTED, SPIN_LIMIT, Vcpu
 from xenlive.machine.emulated.space import Space
 from xenlive.machine.emulated.stop import SHUTDOWN, SHUTDOWN_POWEROFF, GuestStop
-from xenlive.machine.emulated.vcpu import RUN_HALTED, SPIN_LIMIT, Vcpu
 from xenlive.memory.address import PAGE_SIZE
 
 REPORT, FINISH = 1000, 1001

@@ -72,8 +72,8 @@ def boot_command(
     what it wrote, is one object on stdout.
     """
     from xenlive.cli.terminal import Terminal
-    from xenlive.machine.emulated import report
-    from xenlive.machine.emulated.vcpu import SPIN_LIMIT
+    from xenlive.machine.emulated.lens import report
+    from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
     from xenlive.machine.emulated.world import WORLD_IDLE, World
 
     image, handed = _read_file(kernel), [_module(word) for word in modules]

@@ -25,13 +25,13 @@ from xenlive.kexec.find import find_kexec_module
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.start_info import StartInfo, parse_start_info
 from xenlive.kexec.verify import verify
-from xenlive.machine.emulated import exits
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
-from xenlive.machine.emulated.domain import Domain
-from xenlive.machine.emulated.exits import Exit
-from xenlive.machine.emulated.hypervisor import Clock
+from xenlive.machine.emulated.hypervisor.domain import Domain
+from xenlive.machine.emulated.interface import Clock
+from xenlive.machine.emulated.processor import exits
+from xenlive.machine.emulated.processor.exits import Exit
+from xenlive.machine.emulated.processor.vcpu import RUN_HALTED, Vcpu
 from xenlive.machine.emulated.stop import GuestStop
-from xenlive.machine.emulated.vcpu import RUN_HALTED, Vcpu
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_up
 
 MEMORY_BYTES = 16 << 20

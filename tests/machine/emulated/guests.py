@@ -10,10 +10,10 @@ from typing import Any
 
 from xenlive.abi.layout import Layout
 from xenlive.machine.emulated.build import make_domain
-from xenlive.machine.emulated.domain import Domain
-from xenlive.machine.emulated.hypercalls.table import HYPERCALL_NAMES
-from xenlive.machine.emulated.hypervisor import Clock, Processor
-from xenlive.machine.emulated.paging import PageFault
+from xenlive.machine.emulated.hypervisor.domain import Domain
+from xenlive.machine.emulated.hypervisor.hypercalls.table import HYPERCALL_NAMES
+from xenlive.machine.emulated.interface import Clock, Processor
+from xenlive.machine.emulated.processor.paging import PageFault
 
 MEMORY_BYTES = 4 << 20
 # Where arguments are put, and an address that leads nowhere.

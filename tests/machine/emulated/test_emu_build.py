@@ -26,8 +26,8 @@ from xenlive.machine.emulated.build import (
     make_domain,
     memory_map,
 )
-from xenlive.machine.emulated.domain import Domain
-from xenlive.machine.emulated.hypervisor import Clock
+from xenlive.machine.emulated.hypervisor.domain import Domain
+from xenlive.machine.emulated.interface import Clock
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 
 MIB = 1 << 20

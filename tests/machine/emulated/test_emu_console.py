@@ -6,8 +6,8 @@ import pytest
 from machine.emulated.guests import Guest, World
 
 from xenlive.abi import xencons
+from xenlive.machine.emulated.backends.console import Console
 from xenlive.machine.emulated.build import CONSOLE_GFN
-from xenlive.machine.emulated.console import Console
 
 PORT = 2  # the toolstack's second: Xenstore has the first
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xenlive.machine.emulated.decode import (
+from xenlive.machine.emulated.processor.decode import (
     INT,
     MOV_TO_CR,
     RDMSR,
@@ -15,9 +15,9 @@ from xenlive.machine.emulated.decode import (
     Instruction,
     decode,
 )
-from xenlive.machine.emulated.delivery import Delivery, Event, Fault, inject
-from xenlive.machine.emulated.engine import Engine
-from xenlive.machine.emulated.exits import EngineHooks, Segment
+from xenlive.machine.emulated.processor.delivery import Delivery, Event, Fault, inject
+from xenlive.machine.emulated.processor.engine import Engine
+from xenlive.machine.emulated.processor.exits import EngineHooks, Segment
 from xenlive.machine.emulated.stop import TRIPLE_FAULT, UNSUPPORTED, GuestStop
 
 IDT, GDT, TSS, STACK, INNER = 0x1000, 0x2000, 0x3000, 0x8000, 0x9000

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from xenlive.machine.emulated import counter, engine, exits
-from xenlive.machine.emulated.engine import Engine
-from xenlive.machine.emulated.exits import EmulatorError, EngineHooks, Exit, Segment
+from xenlive.machine.emulated.processor import counter, engine, exits
+from xenlive.machine.emulated.processor.engine import Engine
+from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit, Segment
 
 RAM_BYTES = 1 << 20
 CODE = 0x1000

@@ -29,7 +29,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_ESRCH,
 )
 from xenlive.errors import HypercallError
-from xenlive.machine.emulated.evtchn import MAX_PORT, EventChannels, HandlerDelivery
+from xenlive.machine.emulated.hypervisor.evtchn import MAX_PORT, EventChannels, HandlerDelivery
 
 EVTCHN = "event_channel_op"
 PENDING, MASK_64, MASK_32 = 2048, 2560, 2176

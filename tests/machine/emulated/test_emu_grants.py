@@ -38,7 +38,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_EINVAL,
     XEN_ENOSYS,
 )
-from xenlive.machine.emulated.grants import GrantError
+from xenlive.machine.emulated.hypervisor.grants import GrantError
 from xenlive.machine.emulated.stop import GuestStop
 
 

@@ -36,9 +36,9 @@ from xenlive.abi.hypercalls.xen import (
     XEN_EPERM,
     XEN_ESRCH,
 )
-from xenlive.machine.emulated.domain import BOOT_S
-from xenlive.machine.emulated.hypercalls import caller as hypercalls_caller
-from xenlive.machine.emulated.hypercalls.table import operation_name
+from xenlive.machine.emulated.hypervisor.domain import BOOT_S
+from xenlive.machine.emulated.hypervisor.hypercalls import caller as hypercalls_caller
+from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
 from xenlive.machine.emulated.stop import SPIN, GuestStop
 
 

@@ -26,7 +26,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_EPERM,
     XEN_ESRCH,
 )
-from xenlive.machine.emulated.hypercalls.version import FEATURES
+from xenlive.machine.emulated.hypervisor.hypercalls.version import FEATURES
 from xenlive.machine.emulated.stop import GuestStop
 
 

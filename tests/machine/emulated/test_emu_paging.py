@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlive.machine.emulated.paging import (
+from xenlive.machine.emulated.processor.paging import (
     CR0_PG,
     CR0_WP,
     CR4_PAE,

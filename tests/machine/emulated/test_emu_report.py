@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernels.building import build_kernel
 from machine.emulated import small_guests
 
-from xenlive.machine.emulated import report
 from xenlive.machine.emulated.build import Module
-from xenlive.machine.emulated.symbols import Symbols
+from xenlive.machine.emulated.lens import report
+from xenlive.machine.emulated.lens.symbols import Symbols
 from xenlive.machine.emulated.world import Guest, World
 
 MEMORY_BYTES = 16 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from kernels.machines import START_INFO, Machines, machines
 
+from xenlive.machine.emulated.processor.vcpu import RUN_ENDED, RUN_HALTED, RUN_ON
 from xenlive.machine.emulated.stop import SHUTDOWN, SPIN, TRIPLE_FAULT
-from xenlive.machine.emulated.vcpu import RUN_ENDED, RUN_HALTED, RUN_ON
 
 __all__ = ["machines"]  # the fixture
 pytestmark = pytest.mark.peer

@@ -10,7 +10,7 @@ import pytest
 from kernels.building import build_kernel
 from kernels.machines import START_INFO, Machine, Machines, machines
 
-from xenlive.machine.emulated.paging import NonCanonical, PageFault
+from xenlive.machine.emulated.processor.paging import NonCanonical, PageFault
 
 __all__ = ["machines"]  # the fixture
 pytestmark = pytest.mark.peer

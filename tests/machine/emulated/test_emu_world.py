@@ -10,7 +10,8 @@ from kernels.building import build_kernel
 from machine.emulated import small_guests
 
 from xenlive.errors import ConfigError, ImageError
-from xenlive.machine.emulated import report, stop
+from xenlive.machine.emulated import stop
+from xenlive.machine.emulated.lens import report
 from xenlive.machine.emulated.world import (
     WORLD_ENDED,
     WORLD_IDLE,

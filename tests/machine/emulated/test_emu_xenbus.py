@@ -16,10 +16,10 @@ from xenlive.abi.xs_wire import (
     XSD_SOCKMSG,
 )
 from xenlive.errors import XenstoreError
+from xenlive.machine.emulated.backends.toolstack import add_guest, remove_guest, start_store
+from xenlive.machine.emulated.backends.xenstore import StoreService
 from xenlive.machine.emulated.build import STORE_GFN
-from xenlive.machine.emulated.domain import Domain
-from xenlive.machine.emulated.toolstack import add_guest, remove_guest, start_store
-from xenlive.machine.emulated.xenbus import StoreService
+from xenlive.machine.emulated.hypervisor.domain import Domain
 
 PORT = 1
 SIZE = xs_ring.XENSTORE_RING_SIZE

@@ -22,7 +22,7 @@ from xenlive.errors import ConfigError, ImageError
 from xenlive.kexec.elf import analyse_kernel
 from xenlive.kexec.start_info import build_start_info
 from xenlive.machine.emulated import acpi
-from xenlive.machine.emulated.domain import HOST_DOMID, Domain
+from xenlive.machine.emulated.hypervisor.domain import HOST_DOMID, Domain
 from xenlive.machine.emulated.space import Space
 from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE, PhysAddr, round_up
 from xenlive.memory.e820 import E820_ACPI, E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from xenlive.kexec.elf import KernelImage
-    from xenlive.machine.emulated.hypervisor import Clock
+    from xenlive.machine.emulated.interface import Clock
 
 MEMORY_MIN = 1 << 20
 MEMORY_MAX = 4 << 30

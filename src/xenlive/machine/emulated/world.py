@@ -17,14 +17,14 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from xenlive.machine.emulated.backends.console import Console
+from xenlive.machine.emulated.backends.toolstack import add_guest, remove_guest, start_store
+from xenlive.machine.emulated.backends.xenstore import StoreService
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
-from xenlive.machine.emulated.console import Console
-from xenlive.machine.emulated.domain import Domain
-from xenlive.machine.emulated.hypervisor import Clock
+from xenlive.machine.emulated.hypervisor.domain import Domain
+from xenlive.machine.emulated.interface import Clock
+from xenlive.machine.emulated.processor.vcpu import RUN_ENDED, SPIN_LIMIT, Vcpu
 from xenlive.machine.emulated.stop import STUCK, GuestStop
-from xenlive.machine.emulated.toolstack import add_guest, remove_guest, start_store
-from xenlive.machine.emulated.vcpu import RUN_ENDED, SPIN_LIMIT, Vcpu
-from xenlive.machine.emulated.xenbus import StoreService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,0 +1,1 @@
+"""What serves a guest from the other end of its rings: console, Xenstore, devices."""

@@ -1,0 +1,1 @@
+"""What looks at a guest and prods it: reports, symbols, traces."""
