@@ -123,6 +123,38 @@ def test_imports_go_downward() -> None:
     refuse(upward)
 
 
+def parts_of_the_emulated_machine() -> list[tuple[str, ...]]:
+    """The rows of its own table, names of modules in each."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`emulated/[^|]+) \|", text, flags=re.MULTILINE)
+    return [
+        tuple(name.strip("`/ ").removeprefix("emulated/").removesuffix(".py") for name in names)
+        for names in (row.split(",") for row in rows)
+    ]
+
+
+def test_the_emulated_machine_has_an_order_too() -> None:
+    emulated = "xenlive.machine.emulated"
+    parts = parts_of_the_emulated_machine()
+    row = {name: index for index, names in enumerate(parts) for name in names}
+    assert {"space", "processor", "hypervisor", "world", "lens"} <= row.keys()
+
+    def row_in(module: str) -> int | None:
+        return row.get(module.removeprefix(f"{emulated}.").partition(".")[0])
+
+    modules = [path for path in ours() if module_name(path).startswith(f"{emulated}.")]
+    refuse([place(path, 1, "in no row") for path in modules if row_in(module_name(path)) is None])
+    upward = [
+        place(path, found.line, found.module)
+        for path in modules
+        for found in own_imports(path)
+        if found.runs
+        and found.module.startswith(f"{emulated}.")
+        and (row_in(found.module) or 0) > (row_in(module_name(path)) or 0)
+    ]
+    refuse(upward)
+
+
 def test_imports_name_modules_that_are_there() -> None:
     missing = [
         place(path, found.line, found.module)
