@@ -98,6 +98,8 @@ class Domain(Hypervisor):
         self.console_io = bytearray()
         self.vm_assist = 0
         self.last_refusal: HypercallError | None = None
+        #: Asked before each hypercall: an errno to fail with (somebody tries the guest), or 0.
+        self.refuse: Callable[[int, tuple[int, ...]], int] | None = None
         self._reset_vcpu()
         self._shutdown_code: int | None = None
         self.is_shut_down = False

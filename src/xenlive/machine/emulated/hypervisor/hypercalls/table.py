@@ -89,6 +89,9 @@ def serve(caller: Caller, number: int, args: tuple[int, ...]) -> int:
 
 def _serve(caller: Caller, number: int, args: tuple[int, ...]) -> int:
     number &= 0xFFFFFFFFFFFFFFFF if caller.is_64bit else 0xFFFFFFFF
+    refuse = caller.domain.refuse
+    if refuse is not None and (errno := refuse(number, args)):
+        raise HypercallError(operation_name(number, args), errno, "made to fail")
     if number == abi.HYPERVISOR_multicall:
         return multicall(caller, args[0], args[1], serve)
     handler, n_args = _HANDLERS.get(number, (None, 0))
@@ -107,7 +110,8 @@ def _names(module: ModuleType, prefix: str) -> dict[int, str]:
 
 
 HYPERCALL_NAMES = _names(abi, "HYPERVISOR_")
-_OPERATION_NAMES = {
+#: Of those numbers that have operations: number of the operation, name.
+OPERATION_NAMES = {
     number: _names(module, prefix) for number, (module, prefix, _) in _OPERATIONS.items()
 }
 
@@ -118,4 +122,4 @@ def operation_name(number: int, args: tuple[int, ...]) -> str:
     if number not in _OPERATIONS or not args:
         return name
     operation = args[0] & _OPERATIONS[number][2]
-    return f"{name}.{_OPERATION_NAMES[number].get(operation, operation)}"
+    return f"{name}.{OPERATION_NAMES[number].get(operation, operation)}"
