@@ -35,7 +35,7 @@ from xenlive.machine.emulated.spacememory import SpaceMemory
 from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from typing_extensions import Buffer
 
@@ -144,6 +144,8 @@ class Space:
         self._held: dict[int, int] = {}
         self._unowned: set[int] = set()
         self._mapper: Mapper | None = None
+        #: Told of each change of what stands behind a guest frame: what stood there, what does now.
+        self.watch: Callable[[int, Mapping | None, Mapping | None], object] | None = None
 
     # ---- pages ---------------------------------------------------------------------------
 
@@ -245,6 +247,8 @@ class Space:
             self._tell_unmap(gfn)
         self._moved[gfn] = mapping
         self.max_gfn = max(self.max_gfn, gfn)
+        if self.watch is not None:
+            self.watch(gfn, old, mapping)
         if self._mapper is not None:
             self._mapper.map(gfn << PAGE_SHIFT, PAGE_SIZE, frame_address(frame), mapping.writable)
 
@@ -257,6 +261,8 @@ class Space:
             self._gfn_of[old.frame.index] = None
         self._moved[gfn] = None
         self._tell_unmap(gfn)
+        if self.watch is not None:
+            self.watch(gfn, old, None)
 
     def populate(self, gfn: int) -> bool:
         """New zeroed RAM behind a guest frame; False if the domain has all it may have."""

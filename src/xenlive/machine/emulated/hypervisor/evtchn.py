@@ -109,6 +109,8 @@ class EventChannels:
     ) -> None:
         self.domid = domid
         self.delivery = delivery
+        #: Told of each event that comes for a port.
+        self.watch: Callable[[int], object] | None = None
         self._n_vcpus = n_vcpus
         self._max_port = max_port
         self._ports: dict[int, Channel] = {0: Channel(RESERVED)}
@@ -179,7 +181,7 @@ class EventChannels:
         other.remote, other.remote_port = self, port
         self._take(port, channel)
         # Notifications to the unbound port were lost: this one stands for them.
-        self.delivery.set_pending(port, channel.vcpu)
+        self._notify(port, channel.vcpu)
         return port
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
@@ -257,9 +259,9 @@ class EventChannels:
         channel = self._bound("EVTCHNOP_send", port)
         if channel is not None and channel.state == INTERDOMAIN and channel.remote is not None:
             other = channel.remote._ports[channel.remote_port]
-            channel.remote.delivery.set_pending(channel.remote_port, other.vcpu)
+            channel.remote._notify(channel.remote_port, other.vcpu)
         elif channel is not None and channel.state == IPI:
-            self.delivery.set_pending(port, channel.vcpu)
+            self._notify(port, channel.vcpu)
         elif channel is None or channel.state != UNBOUND:
             raise HypercallError("EVTCHNOP_send", XEN_EINVAL, f"port {port} is not for sending")
 
@@ -268,8 +270,13 @@ class EventChannels:
         port = self._virqs.get((virq, vcpu if virq in _PER_VCPU else 0))
         if port is None:
             return False
-        self.delivery.set_pending(port, self._ports[port].vcpu)
+        self._notify(port, self._ports[port].vcpu)
         return True
+
+    def _notify(self, port: int, vcpu: int) -> None:
+        if self.watch is not None:
+            self.watch(port)
+        self.delivery.set_pending(port, vcpu)
 
     def unmask(self, port: int) -> None:
         """Takes events of `port` again (`evtchn_unmask`); a free port's bit is cleared as well."""

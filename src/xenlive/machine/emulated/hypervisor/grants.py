@@ -109,6 +109,8 @@ class GrantTable:
         self.n_frames = INITIAL_FRAMES
         self.n_status_frames = 0
         self.max_frames = max_frames
+        #: Told of each use of a grant that begins (1) or ends (-1): reference, who, read-only.
+        self.watch: Callable[[int, int, Active, bool], object] | None = None
         self._active: dict[int, Active] = {}
         first = space.xen_frame(FIRST_SHARED).index
         pages = [space.frame_view(first + i) for i in range(MAX_FRAMES)]
@@ -312,12 +314,16 @@ class GrantTable:
             active = self._validate(call, ref, active, domid, readonly, mapping, transitive)
         self._count(active, readonly, 1)
         self._active[ref] = active
+        if self.watch is not None:
+            self.watch(1, ref, active, readonly)
         return active
 
     def unpin(self, ref: int, readonly: bool) -> None:
         """Ends one use of a grant (`unmap_common_complete`, `release_grant_for_copy`)."""
         active = self._active[ref]
         self._count(active, readonly, -1)
+        if self.watch is not None:
+            self.watch(-1, ref, active, readonly)
         if not active.is_pinned:
             del self._active[ref]
             active.frame.home.let_go(active.frame)
