@@ -22,13 +22,14 @@
 #include "kexec.h"
 #include "posted.h"
 #include "runtime.h"
+#include "script.h"
 #include "startinfo.h"
 
 #include <errno.h>
 #include <string.h>
 
-static struct start start;
-static struct posted module;
+struct start start;
+struct posted module;
 static unsigned char data[4096];
 static unsigned n_data;
 
@@ -106,7 +107,7 @@ static const char *blanks(const char *at)
     return at;
 }
 
-static int is_word(const char **at, const char *word)
+int is_word(const char **at, const char *word)
 {
     size_t n = strlen(word);
 
@@ -119,7 +120,7 @@ static int is_word(const char **at, const char *word)
     return 1;
 }
 
-static unsigned number(const char **at)
+unsigned number(const char **at)
 {
     unsigned value = 0;
 
@@ -193,8 +194,19 @@ static int run_module(const char **at)
     panic("no such command, or no module: %s", *at);
 }
 
+__attribute__((weak)) int run_more(const char **at, int *result)
+{
+    (void)at;
+    (void)result;
+    return 0;
+}
+
 static int run(const char **at)
 {
+    int result;
+
+    if (run_more(at, &result))
+        return result;
     if (is_word(at, "make"))
         return make(number(at));
     if (is_word(at, "defects"))
