@@ -10,6 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from kernels.building import require_tools
 from kernels.handover import script_kernel as script
 
 HERE = Path(__file__).parent
@@ -19,7 +20,7 @@ SOURCES = (HERE / "pair.c", HERE / "store.c")
 @cache
 def pair_kernel(bits: int = 64, base: int = script.DEFAULT_BASE) -> bytes:
     """The kernel's ELF file, for 32 or 64 bits, linked to lie at `base`."""
-    script.require_tools()
+    require_tools()
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(HERE.glob("*.[ch]"))))
     folder = script._folder() / f"pair-{digest.hexdigest()[:16]}"
     folder.mkdir(exist_ok=True)

@@ -80,6 +80,10 @@ class Guest:
         self.kernel = b""
         self.files: list[bytes] = []
         self.loaded: Loaded | None = None
+        #: The kernels that it has run, as far as they are known: since when, and the file.
+        self.chain: list[tuple[int, bytes]] = []
+        #: Asked at its end: True if it goes on all the same, with another kernel.
+        self.on_stop: Callable[[GuestStop], bool] | None = None
         #: Why it ended, once it has.
         self.stop: GuestStop | None = None
 
@@ -88,6 +92,7 @@ class Guest:
         self.loaded = load_kernel(self.domain, kernel, cmdline, modules)
         self.kernel = kernel
         self.files = [module.data for module in modules]
+        self.chain.append((self.vcpu.clock.now_ns, kernel))
         self.vcpu.enter_pvh(self.loaded.entry, self.loaded.start_info)
 
     def close(self) -> None:
@@ -160,6 +165,18 @@ class World:
         remove_guest(self.toolstack, guest.domain)
         guest.close()
 
+    def acquaint(self, *guests: Guest) -> None:
+        """Tells each of `guests` the domain ids of the others: its nodes `peer/NAME`.
+
+        As with all of its home, it may read them and nobody else may.
+        """
+        for guest in guests:
+            home = f"/local/domain/{guest.domain.domid}/peer"
+            self.toolstack.write(home, "")
+            for other in guests:
+                if other is not guest:
+                    self.toolstack.write(f"{home}/{other.name}", str(other.domain.domid))
+
     def ask_to_shut_down(self, guest: Guest, how: str = "poweroff") -> None:
         """Asks its kernel, by `control/shutdown`; whether it heeds that is its own affair."""
         self.toolstack.write(f"/local/domain/{guest.domain.domid}/control/shutdown", how)
@@ -202,7 +219,9 @@ class World:
                 self._vain_timers = 0
             guest.console.pump()
             if state == RUN_ENDED:
-                self._end(guest, guest.vcpu.ended)
+                stop = guest.vcpu.ended
+                if guest.on_stop is None or stop is None or not guest.on_stop(stop):
+                    self._end(guest, stop)
         return is_busy
 
     def _pass_time(self, outside: Outside, until_ns: int | None) -> bool:
