@@ -111,7 +111,7 @@ def test_names_come_from_the_image_whose_code_is_there(world: World) -> None:
     guest = world.add_guest(memory_bytes=MEMORY_BYTES)
     crashing = build_kernel(small_guests.CRASHES_DEEP).read_bytes()
     guest.boot(crashing, modules=[Module(other)])
-    guest.kernel, guest.files = other, [crashing]
+    guest.kernel, guest.chain, guest.files = other, [(0, other)], [crashing]
     world.run()
     names = [frame.name.partition("+")[0] for frame in report.describe(guest).backtrace]
     assert names == ["inner", "outer", "start"]

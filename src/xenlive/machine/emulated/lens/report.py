@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated import stop as stops
 from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
-from xenlive.machine.emulated.lens.symbols import Symbols, name_address
+from xenlive.machine.emulated.lens.symbols import name_in_chain
 from xenlive.machine.emulated.processor.paging import NonCanonical, PageFault
 
 if TYPE_CHECKING:
@@ -129,14 +129,18 @@ def describe(guest: Guest) -> Report:
     names = (*(_GENERAL_64 if is_64bit else _GENERAL_32), *_OTHERS)
     registers = {name: engine.reg(name) for name in names}
     registers |= {name: engine.segment(name).selector for name in _SEGMENTS}
-    images = [Symbols(file) for file in (guest.kernel, *guest.files)]
-
-    def named(address: int) -> str:
-        return name_address(images, address, lambda at, size: _read(guest, at, size))
-
-    frames = [Frame(address, named(address)) for address in _return_addresses(guest)]
-    calls = [_call_text(record, named) for record in guest.vcpu.recent][-_CALLS_SHOWN:]
+    now = guest.vcpu.clock.now_ns
+    frames = [Frame(at, name_at(guest, at, now)) for at in _return_addresses(guest)]
+    calls = [_call_text(guest, record) for record in guest.vcpu.recent][-_CALLS_SHOWN:]
     return Report(guest.stop, is_64bit, registers, frames, calls)
+
+
+def name_at(guest: Guest, address: int, when_ns: int) -> str:
+    """What the code at `address` was called at `when_ns`, by the symbols of the guest's kernels."""
+    chain = guest.chain or [(0, guest.kernel)]
+    return name_in_chain(
+        chain, guest.files, address, when_ns, lambda at, size: read_virtual(guest, at, size)
+    )
 
 
 def lines(report: Report) -> list[str]:
@@ -181,7 +185,7 @@ def _return_addresses(guest: Guest) -> list[int]:
     frame = engine.reg("rbp")
     found = [engine.reg("rip")]
     while len(found) < _FRAMES_MAX:
-        data = _read(guest, frame, 2 * size)
+        data = read_virtual(guest, frame, 2 * size)
         if frame == 0 or data is None:
             break
         above, address = (int.from_bytes(data[at : at + size], "little") for at in (0, size))
@@ -194,18 +198,19 @@ def _return_addresses(guest: Guest) -> list[int]:
     return found
 
 
-def _read(guest: Guest, address: int, size: int) -> bytes | None:
+def read_virtual(guest: Guest, address: int, size: int) -> bytes | None:
+    """The guest's memory at a virtual address; None if it is not there."""
     try:
         return guest.vcpu.read_virtual(address, size)
     except (PageFault, NonCanonical):
         return None
 
 
-def _call_text(record: HypercallRecord, named: Any) -> str:
+def _call_text(guest: Guest, record: HypercallRecord) -> str:
     name = operation_name(record.number, record.args)
     rest = record.args[1:3] if "." in name else record.args[:3]
     arguments = ", ".join(f"{value:#x}" for value in rest)
     result = "does not return" if record.result is None else f"= {record.result}"
     when = f"{record.when_ns / 1e6:.6f} ms"
-    where = named(record.rip) or f"{record.rip:#x}"
+    where = name_at(guest, record.rip, record.when_ns) or f"{record.rip:#x}"
     return f"{when:>16}  {name}({arguments}) {result}  from {where}"

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Names longer than this are cut.
 _NAME_MAX = 80
@@ -119,6 +120,33 @@ class Symbols:
             if 0 <= address - segment.physical < segment.size:
                 return address - segment.physical + segment.virtual
         return None
+
+
+@lru_cache(maxsize=32)
+def symbols_of(elf: bytes) -> Symbols:
+    """The symbols of a file, read once."""
+    return Symbols(elf)
+
+
+def name_in_chain(
+    chain: Sequence[tuple[int, bytes]],
+    files: Sequence[bytes],
+    address: int,
+    when_ns: int,
+    read: Callable[[int, int], bytes | None],
+) -> str:
+    """`address` in words as it was at `when_ns`; empty if no kernel has a name for it.
+
+    `chain` are the kernels that were entered, each with the time, `files` others that may run. The
+    one that is in charge now is asked whether its code is there; of those before nothing is left.
+    """
+    running = [(since, elf) for since, elf in chain if since <= when_ns]
+    if running and running[-1] is not chain[-1]:
+        found = symbols_of(running[-1][1]).find(address)
+        if found is not None:
+            return f"{found[0]}+{found[1]:#x}"
+    images = [symbols_of(elf) for _, elf in reversed(chain)]
+    return name_address([*images, *(symbols_of(elf) for elf in files)], address, read)
 
 
 def name_address(
