@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xenlive.machine.hosted.disktree import DiskTree
+from xenlive.machine.disktree import DiskTree
 from xenlive.ninep.messages import DMDIR, ORDWR, OREAD, OTRUNC, OWRITE
 from xenlive.ninep.tree import MemoryTree, Tree, validate_name
 

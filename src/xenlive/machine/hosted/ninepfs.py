@@ -17,7 +17,7 @@ from typing import Any
 from xenlive.domain.grants import GrantMapper
 from xenlive.domain.ninepback import NinePBack, start_rings_over
 from xenlive.errors import HypercallError, XenliveError
-from xenlive.machine.hosted.disktree import DiskTree
+from xenlive.machine.disktree import DiskTree
 from xenlive.machine.hosted.hypervisor import HostedDomain
 from xenlive.machine.hosted.places import ExportDir
 

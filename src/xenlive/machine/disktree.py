@@ -7,8 +7,8 @@ one put there in between, leads out. Special files (devices, pipes, sockets) are
 **Invariants.** No operation reaches a file outside of the exported directory. What a client can
 make the tree hold is bounded by `max_bytes` (the sum of all files' lengths, so that a file with a
 hole costs its length) and `max_files` (files and directories); beyond is ENOSPC. The sums are
-counted once, at the start, then kept; before a refusal they are counted anew, as somebody else may
-have made room. An exported directory that somebody removes is opened again under its name, after
+counted once, when they are first needed, then kept; before a refusal they are counted anew, as
+somebody else may have made room. Without a limit nothing is ever counted. An exported directory that somebody removes is opened again under its name, after
 `remake` had its chance to make it: what was in it is gone, the export is not.
 
 Why not `openat2` with `RESOLVE_BENEATH`: Python has no binding for it.
@@ -52,16 +52,26 @@ class DiskTree(Tree):
     ) -> None:
         self.max_bytes = max_bytes
         self.max_files = max_files
-        self.used_bytes = 0
-        self.used_files = 0
+        self._used: tuple[int, int] | None = None
         self._path = root
         self._remake = remake
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._recount()
-        except BaseException:
-            self.close()
-            raise
+
+    @property
+    def used_bytes(self) -> int:
+        """The sum of all files' lengths."""
+        return (self._used or self._recount())[0]
+
+    @property
+    def used_files(self) -> int:
+        """How many files and directories there are."""
+        return (self._used or self._recount())[1]
+
+    def account(self, n_bytes: int, n_files: int) -> None:
+        """Files grew by `n_bytes`, and there are `n_files` more; negative numbers for less."""
+        if self._used is not None:
+            used_bytes, used_files = self._used
+            self._used = used_bytes + n_bytes, used_files + n_files
 
     def close(self) -> None:
         """Gives the directory's descriptor back; no operation after that."""
@@ -105,7 +115,7 @@ class DiskTree(Tree):
                 raise os_error(errno.EISDIR if is_dir else errno.EPERM)
             if mode & OTRUNC:
                 os.ftruncate(fd, 0)
-                self.used_bytes -= found.st_size
+                self.account(-found.st_size, 0)
         except BaseException:
             os.close(fd)
             raise
@@ -117,7 +127,7 @@ class DiskTree(Tree):
         self._validate_files()
         flags = _MODES[mode & OMODE_MASK] | _FILE | os.O_CREAT | os.O_EXCL
         fd = self._open(path, flags, permissions & 0o666)
-        self.used_files += 1
+        self.account(0, 1)
         return _DiskFile(self, fd)
 
     def mkdir(self, path: Path, permissions: int) -> None:
@@ -130,7 +140,7 @@ class DiskTree(Tree):
             os.mkdir(path[-1], permissions & 0o777, dir_fd=directory)
         finally:
             os.close(directory)
-        self.used_files += 1
+        self.account(0, 1)
 
     def remove(self, path: Path) -> None:
         if not path:
@@ -144,19 +154,21 @@ class DiskTree(Tree):
             else:
                 os.unlink(path[-1], dir_fd=directory)
                 if stat_bits.S_ISREG(found.st_mode):
-                    self.used_bytes -= found.st_size
+                    self.account(-found.st_size, 0)
         finally:
             os.close(directory)
-        self.used_files -= 1
+        self.account(0, -1)
 
     def room_for(self, more_bytes: int) -> int:
         """How many of `more_bytes` files may still grow by; 0 if by none."""
+        if self.max_bytes >= UNLIMITED:
+            return more_bytes
         if self.used_bytes + more_bytes > self.max_bytes:
             self._recount()
         return max(0, min(more_bytes, self.max_bytes - self.used_bytes))
 
     def _validate_files(self) -> None:
-        if self.used_files >= self.max_files:
+        if self.max_files < UNLIMITED and self.used_files >= self.max_files:
             self._recount()
             if self.used_files >= self.max_files:
                 raise os_error(errno.ENOSPC)
@@ -169,7 +181,7 @@ class DiskTree(Tree):
             fd = os.open(self._path, _DIRECTORY)
             os.close(self._root_fd)
             self._root_fd = fd
-            self._recount()
+            self._used = None
         return self._root_fd
 
     def _open_directory(self, path: Path) -> int:
@@ -191,17 +203,19 @@ class DiskTree(Tree):
         finally:
             os.close(directory)
 
-    def _recount(self) -> None:
-        self.used_bytes = self.used_files = 0
+    def _recount(self) -> tuple[int, int]:
+        used_bytes = used_files = 0
         for _, folders, files, directory in os.fwalk(".", dir_fd=self._root_fd):
-            self.used_files += len(folders) + len(files)
+            used_files += len(folders) + len(files)
             for name in files:
                 try:
                     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 if stat_bits.S_ISREG(found.st_mode):
-                    self.used_bytes += found.st_size
+                    used_bytes += found.st_size
+        self._used = used_bytes, used_files
+        return self._used
 
 
 class _DiskFile(OpenFile):
@@ -225,7 +239,7 @@ class _DiskFile(OpenFile):
             if not len(view):
                 raise os_error(errno.ENOSPC)
         written = os.pwrite(self._fd, view, offset)
-        self._tree.used_bytes += max(0, offset + written - before)
+        self._tree.account(max(0, offset + written - before), 0)
         return written
 
     def close(self) -> None:
