@@ -301,7 +301,7 @@ def test_a_root_that_is_no_directory_is_refused() -> None:
     front.write_file("/state", [b"x"])
     front.save()
     assert world.back is not None
-    world.back.server._fids[0].path = (b"state",)
+    world.back.server.session.fids[0].path = (b"state",)
     with pytest.raises(BootError, match="9pfs-refused"):
         world.next_kernel()
 

@@ -34,16 +34,30 @@ from xenlive.ring.stream import Consumer, Producer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
 
-    from xenlive.domain.grants import GrantMapper
+    from xenlive.ninep.server import Session
     from xenlive.ninep.tree import Tree
+
+    class Mapper(Protocol):
+        """Whoever maps what the front end's domain granted: HypercallError if that is refused."""
+
+        def map(self, ref: int, writable: bool = True) -> memoryview:
+            """A live view of one granted page."""
+
+        def map_ring(self, refs: Iterable[int]) -> list[memoryview]:
+            """Views of many, writable, in order. All or none."""
+
+        def unmap(self, ref: int, writable: bool = True) -> None:
+            """Gives one mapping back."""
+
 
 #: Requests that one `kick` handles before it lets others have their turn.
 BUDGET = 256
 
 
-def start_rings_over(mapper: GrantMapper, ring_ref: int) -> None:
+def start_rings_over(mapper: Mapper, ring_ref: int) -> None:
     """Sets the four indices of an interface page to 0; HypercallError if it is not granted."""
     interface = mapper.map(ring_ref).cast("I")
     for index in (IN_CONS, IN_PROD, OUT_CONS, OUT_PROD):
@@ -56,6 +70,7 @@ class NinePBack:
 
     `notify`, if given, is called by `kick` whenever the front end should look, and already when a
     request was taken, so that both sides work at once. Without it, `kick` says at its end whether.
+    A device of several rings has one of these for each, and one `session`, the caller's to close.
     """
 
     __slots__ = (
@@ -77,7 +92,7 @@ class NinePBack:
 
     def __init__(
         self,
-        grants: GrantMapper,
+        grants: Mapper,
         ring_ref: int,
         port: int,
         tree: Tree,
@@ -85,6 +100,7 @@ class NinePBack:
         notify: Callable[[], None] | None = None,
         max_fids: int = 256,
         max_open_files: int = 64,
+        session: Session | None = None,
     ) -> None:
         self._grants = grants
         self._notify = notify
@@ -107,7 +123,7 @@ class NinePBack:
             RingArea(outward), interface, OUT_PROD, OUT_CONS, interface[OUT_CONS]
         )
         self._replies = Producer(RingArea(inward), interface, IN_PROD, IN_CONS, interface[IN_PROD])
-        self.server = NinePServer(tree, half, max_fids, max_open_files)
+        self.server = NinePServer(tree, half, max_fids, max_open_files, session)
         self._reply = memoryview(b"")
         self._dead = False
         self._budget_spent = False

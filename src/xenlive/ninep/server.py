@@ -94,31 +94,49 @@ class Fid:
         self.read_at = 0
 
 
-class NinePServer:
-    """One client's session with a tree; `msize` is the most it agrees to."""
+class Session:
+    """What is said over one stream is true on all that share it: fids, and the agreed `msize`."""
 
-    __slots__ = (
-        "_fids",
-        "_handlers",
-        "_in",
-        "_limit",
-        "_max_fids",
-        "_max_open_files",
-        "_open_files",
-        "_tree",
-        "msize",
-    )
+    __slots__ = ("fids", "max_fids", "max_open_files", "msize", "open_files")
+
+    def __init__(self, max_fids: int = 256, max_open_files: int = 64) -> None:
+        self.max_fids = max_fids
+        self.max_open_files = max_open_files
+        self.open_files = 0
+        self.fids: dict[int, Fid] = {}
+        #: What Tversion agreed to; 0 before it.
+        self.msize = 0
+
+    def close(self) -> None:
+        """Closes all open files; those to be removed on close stay."""
+        for fid in self.fids.values():
+            if fid.file is not None:
+                fid.file.close()
+        self.fids.clear()
+        self.open_files = 0
+
+
+class NinePServer:
+    """One stream of a client's session with a tree; `msize` is the most it agrees to.
+
+    A client with several streams has one `session` on all of them, which then is the caller's to
+    close; without one given the stream has a session of its own.
+    """
+
+    __slots__ = ("_handlers", "_in", "_limit", "_owns_session", "_tree", "session")
 
     def __init__(
-        self, tree: Tree, msize: int, max_fids: int = 256, max_open_files: int = 64
+        self,
+        tree: Tree,
+        msize: int,
+        max_fids: int = 256,
+        max_open_files: int = 64,
+        session: Session | None = None,
     ) -> None:
         self._tree = tree
         self._limit = msize
-        self.msize = msize
-        self._max_fids = max_fids
-        self._max_open_files = max_open_files
-        self._open_files = 0
-        self._fids: dict[int, Fid] = {}
+        self._owns_session = session is None
+        self.session = session or Session(max_fids, max_open_files)
         self._in = bytearray()
         self._handlers: dict[int, Callable[[int, Message], bytes]] = {
             TVERSION: self._version,
@@ -134,6 +152,11 @@ class NinePServer:
         }
 
     # -- the stream ------------------------------------------------------------------------------
+
+    @property
+    def msize(self) -> int:
+        """The longest message that may be sent on this stream."""
+        return min(self.session.msize or self._limit, self._limit)
 
     @property
     def room(self) -> int:
@@ -158,16 +181,13 @@ class NinePServer:
         return self._answer(frame)
 
     def close(self) -> None:
-        """Closes all open files, as when the connection ends; files to be removed on close stay."""
-        for fid in self._fids.values():
-            if fid.file is not None:
-                fid.file.close()
-        self._fids.clear()
-        self._open_files = 0
+        """Closes all open files, as when the connection ends, unless others use the session."""
+        if self._owns_session:
+            self.session.close()
 
     def fids(self) -> dict[int, Path]:
         """The fids of the session and the paths they stand for."""
-        return {number: fid.path for number, fid in self._fids.items()}
+        return {number: fid.path for number, fid in self.session.fids.items()}
 
     def _answer(self, frame: bytes) -> bytes:
         type, tag = header(frame)
@@ -188,7 +208,7 @@ class NinePServer:
     def _version(self, tag: int, request: Message) -> bytes:
         if request["msize"] < MIN_MSIZE:
             raise os_error(errno.EMSGSIZE)
-        self.msize = min(request["msize"], self._limit)
+        self.session.msize = min(request["msize"], self._limit)
         known = request["version"] == VERSION_9P2000U
         version = VERSION_9P2000U if known else VERSION_UNKNOWN
         return encode(TVERSION + 1, tag, msize=self.msize, version=version)
@@ -196,7 +216,7 @@ class NinePServer:
     def _attach(self, tag: int, request: Message) -> bytes:
         self._validate_new_fid(request["fid"])
         qid = self._tree.stat(()).qid
-        self._fids[request["fid"]] = Fid(())
+        self.session.fids[request["fid"]] = Fid(())
         return encode(TATTACH + 1, tag, qid=qid)
 
     def _walk(self, tag: int, request: Message) -> bytes:
@@ -220,7 +240,7 @@ class NinePServer:
             path = (*path, name)
             qids.append(qid)
         _validate_depth(path)
-        self._fids[request["newfid"]] = Fid(path)
+        self.session.fids[request["newfid"]] = Fid(path)
         return encode(TWALK + 1, tag, wqid=qids)
 
     def _clunk(self, tag: int, request: Message) -> bytes:
@@ -321,29 +341,29 @@ class NinePServer:
 
     def _fid(self, number: int) -> Fid:
         try:
-            return self._fids[number]
+            return self.session.fids[number]
         except KeyError:
             raise os_error(errno.EBADF) from None
 
     def _validate_new_fid(self, number: int) -> None:
-        if number in self._fids:
+        if number in self.session.fids:
             raise os_error(errno.EBADF)
-        if len(self._fids) >= self._max_fids:
+        if len(self.session.fids) >= self.session.max_fids:
             raise os_error(errno.EMFILE)
 
     def _validate_open_files(self) -> None:
-        if self._open_files >= self._max_open_files:
+        if self.session.open_files >= self.session.max_open_files:
             raise os_error(errno.EMFILE)
 
     def _opened(self, fid: Fid, mode: int) -> None:
         fid.is_open = True
         fid.mode = mode
-        self._open_files += 1
+        self.session.open_files += 1
 
     def _drop(self, number: int) -> None:
-        fid = self._fids.pop(number)
+        fid = self.session.fids.pop(number)
         if fid.is_open:
-            self._open_files -= 1
+            self.session.open_files -= 1
         if fid.file is not None:
             fid.file.close()
 
