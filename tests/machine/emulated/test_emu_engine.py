@@ -151,18 +151,19 @@ def test_counting_in_python_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_single_instructions(bench: Bench) -> None:
     bench.put("40 40 40 f4")
-    assert bench.engine.run(1000, instructions=2).kind == exits.STOPPED
-    assert (bench.engine.reg("rip"), bench.engine.reg("rax")) == (CODE + 2, 2)
+    for count in (1, 2):
+        assert bench.engine.run(1000, is_step=True).kind == exits.STOPPED
+        assert (bench.engine.reg("rip"), bench.engine.reg("rax")) == (CODE + count, count)
     assert bench.engine.run(1000).kind == exits.HALT
     assert bench.engine.reg("rax") == 3
 
 
-def test_a_call_at_an_address_stops_before_it(bench: Bench) -> None:
+def test_a_breakpoint_stops_before_it(bench: Bench) -> None:
     bench.put("40 40 40 ebfb")
-    handle = bench.engine.call_at(CODE + 1, bench.engine.stop)
-    assert bench.engine.run(1000).kind == exits.STOPPED
+    bench.engine.breaks.add(CODE + 1)
+    assert bench.engine.run(1000) == Exit(exits.BREAKPOINT, address=CODE + 1)
     assert (bench.engine.reg("rip"), bench.engine.reg("rax")) == (CODE + 1, 1)
-    bench.engine.end_call(handle)
+    bench.engine.breaks.remove(CODE + 1)
     assert bench.engine.run(10).kind == exits.BUDGET
 
 

@@ -181,6 +181,13 @@ class CpuState:
             return 64
         return 32 if hflags & _HF_CS32 else 16
 
+    @property
+    def linear_rip(self) -> int:
+        """The linear address of the next instruction."""
+        if self._words[_HFLAGS // 4] & _HF_CS64:
+            return self._quads[16]
+        return self._quads[16] + self._quads[27] & 0xFFFFFFFF
+
     def set_privilege(self, cpl: int) -> None:
         """Sets the privilege level, and what code translation knows of the segments.
 

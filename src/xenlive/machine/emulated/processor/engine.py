@@ -44,6 +44,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.processor import capi, exits
+from xenlive.machine.emulated.processor.breaks import Breaks
 from xenlive.machine.emulated.processor.counter import BlockCounter, address_of
 from xenlive.machine.emulated.processor.cpustate import (
     ERROR_CODE,
@@ -105,6 +106,10 @@ class Engine(CpuState):
         self._raised: BaseException | None = None
         self._exit: Exit | None = None
         self._mappings = Mappings(self._lib, self._uc, hooks, self._callback)
+        #: Breakpoints by linear address: a run ends with BREAKPOINT before such an instruction.
+        self.breaks = Breaks(self._hook_code, self._unhook_code, self._on_break)
+        at_break = self._callback(capi.OnBlock, lambda _, at, *__: self.breaks.reached(at))
+        self._at_break = ctypes.cast(at_break, ctypes.c_void_p).value or 0
         super().__init__(self._make_context())
         self._load()
         self._check_offsets()
@@ -263,6 +268,17 @@ class Engine(CpuState):
         else:
             self._end_run(Exit(exits.ERROR, text=f"exception {number:#x} that nobody asked for"))
 
+    def _on_break(self, address: int) -> None:
+        self._end_run(Exit(exits.BREAKPOINT, address=address))
+
+    def _hook_code(self, address: int) -> int:
+        self._mappings.is_stale = True
+        return self._hook_native(capi.HOOK_CODE, self._at_break, 0, between=(address, address))
+
+    def _unhook_code(self, handle: int) -> None:
+        self._mappings.is_stale = True
+        self._must(self._lib.uc_hook_del(self._uc, handle), "take a hook away")
+
     def _on_syscall(self, kind: str) -> None:
         # QEMU goes on to the next instruction whatever we do: keep where this one was.
         self._lib.uc_context_save(self._uc, self._context)
@@ -329,25 +345,31 @@ class Engine(CpuState):
 
     # ---- running -------------------------------------------------------------------------
 
-    def run(self, budget: int, instructions: int = 0) -> Exit:
+    def run(
+        self, budget: int, *, goes_on: bool = False, is_step: bool = False, passes: bool = False
+    ) -> Exit:
         """Runs from RIP on, `budget` blocks at most, until there is a reason to stop.
 
-        With `instructions`, no more than that many: for a debugger, as everything that was
-        translated is then translated again.
+        `goes_on` after BREAKPOINT or STOPPED: the block that RIP is in was begun and counted by the
+        run before, and is not counted again. `passes` over a breakpoint at RIP itself. `is_step`:
+        one instruction, breakpoint or not, then STOPPED (of `rep`, one round). The first step after
+        a run, and the first run after a step, translate everything again.
         """
         if self._mappings.has_too_many_holes:
             self._mappings.forget_holes()
+        self.breaks.tidy()
         self._commit()
         if self._mappings.is_stale:
             self._mappings.is_stale = False
             self._control(capi.CTL_FLUSH_TB)
             self._control(capi.CTL_FLUSH_TLB)
-        self._counter.left = self._budget = budget
+        self._budget, self._counter.left = budget, budget + goes_on
         self._cut = 0
         self._exit = None
-        error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, instructions)
+        self.breaks.passed, self.breaks.is_silent = self.linear_rip if passes else None, is_step
+        error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, is_step)
         self._load()
-        self.executed = budget - self._cut - max(self._counter.left, 0)
+        self.executed = max(budget - self._cut - self.left, 0)
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
@@ -377,34 +399,19 @@ class Engine(CpuState):
         """Lets the instruction of a WRITE_CR exit happen. BUDGET if nothing came of it."""
         self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, 0)
         try:
-            return self.run(1)
+            return self.run(1, passes=True)
         finally:
             self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
-
-    def call_at(self, address: int, function: Callable[[], None]) -> int:
-        """Calls `function` before each instruction at virtual `address`; a handle to end that.
-
-        It is called in the middle of a run: it may read nothing but `stop` it, which leaves RIP at
-        the instruction.
-        """
-        self._mappings.is_stale = True
-        callback = self._callback(capi.OnBlock, lambda *_: function())
-        at = ctypes.cast(callback, ctypes.c_void_p).value or 0
-        return self._hook_native(capi.HOOK_CODE, at, 0, between=(address, address))
-
-    def end_call(self, handle: int) -> None:
-        """Ends what `call_at` began."""
-        self._mappings.is_stale = True
-        self._must(self._lib.uc_hook_del(self._uc, handle), "take a hook away")
-
-    def stop(self) -> None:
-        """From a function of `call_at`: ends the run here. (Elsewhere it would be run again.)"""
-        self._lib.uc_emu_stop(self._uc)
 
     def limit(self, blocks: int) -> None:
         """From a hook: no more than `blocks` further blocks in this run, which ends with BUDGET."""
         self._cut += max(self._counter.left - blocks, 0)
         self._counter.left = min(self._counter.left, blocks)
+
+    @property
+    def left(self) -> int:
+        """Blocks that the last run was still allowed."""
+        return max(self._counter.left, 0)
 
     @property
     def running(self) -> int:

@@ -22,7 +22,8 @@ WRITE_DR = "write-dr"  # vector is the register's number
 SYSCALL = "syscall"
 SYSENTER = "sysenter"
 BUDGET = "budget"  # all blocks that were allowed have run
-STOPPED = "stopped"  # `stop` was called
+STOPPED = "stopped"  # the one instruction of a step has run
+BREAKPOINT = "breakpoint"  # the instruction at address is next
 ERROR = "error"  # text says what the engine could not do
 
 
