@@ -3,8 +3,8 @@
     kernel A ── kexec ──▶ entry of B: processor as a PVH kernel expects it? start info and module
                                        sound? ── all that was not handed over is poisoned ──▶ B ...
 
-An entry is known by CPUID, which is the kernels' fourth instruction: by then they have read and
-written nothing but registers.
+An entry is known by a breakpoint at the image's own, with the processor in 32-bit code: nothing of
+the kernel has run yet.
 
 **Invariants.** What is kept of memory at an entry is exact to the byte: the image's segments, the
 start info block, which is one run of bytes with all that it points to in it, and the modules. What
@@ -15,7 +15,7 @@ tests, what it was entered with by `Lab`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -28,8 +28,6 @@ from xenlive.kexec.verify import verify
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
 from xenlive.machine.emulated.hypervisor.domain import Domain
 from xenlive.machine.emulated.interface import Clock
-from xenlive.machine.emulated.processor import exits
-from xenlive.machine.emulated.processor.exits import Exit
 from xenlive.machine.emulated.processor.vcpu import RUN_HALTED, Vcpu
 from xenlive.machine.emulated.stop import GuestStop
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_up
@@ -37,7 +35,6 @@ from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_up
 MEMORY_BYTES = 16 << 20
 POISON = 0xA5
 BLOCK_ALIGN = 8
-_ENTRY_CODE_BYTES = 16
 _FLAT = {"cs": 0x00C09B00, "ds": 0x00C09300, "es": 0x00C09300, "ss": 0x00C09300}
 
 
@@ -70,17 +67,6 @@ class StoppedAtEntry(Exception):
     """The kernel that was waited for is at its entry."""
 
 
-class WatchedVcpu(Vcpu):
-    """A processor that tells of each CPUID before it is executed."""
-
-    on_cpuid: Callable[[], None] | None = None
-
-    def _handle(self, found: Exit) -> None:
-        if found.kind == exits.CPUID and self.on_cpuid is not None:
-            self.on_cpuid()
-        super()._handle(found)
-
-
 class Lab:
     """A domain of `memory_bytes`, and a chain of kernels to come, each an ELF file."""
 
@@ -95,15 +81,18 @@ class Lab:
         self.domain.has_console_io = True
         self.space = self.domain.space
         self.memory = self.space.memory()
-        self.vcpu = WatchedVcpu(1, self.space, self.domain, self.clock)
-        self.vcpu.on_cpuid = self._on_cpuid
+        self.vcpu = Vcpu(1, self.space, self.domain, self.clock)
         self.entered: list[Entered] = []
+        #: Whether entries are looked at.
+        self.is_watching = True
         #: Whether a block that points out of itself fails the test here, and not by its effects.
         self.is_strict = True
         self._images = [analyse_kernel(kernel) for kernel in kernels]
         self._poison = poison
         self._stop_at = 0
         self._runs = list(self.space.runs())
+        for entry in {image.entry for image in self._images}:
+            self.vcpu.points.add(entry, self._on_entry)
 
     # ---- running -------------------------------------------------------------------------
 
@@ -175,14 +164,13 @@ class Lab:
 
     # ---- entries -------------------------------------------------------------------------
 
-    def _on_cpuid(self) -> None:
-        if len(self.entered) == len(self._images):
+    def _on_entry(self) -> None:
+        if not self.is_watching or len(self.entered) == len(self._images):
             return
-        image = self._images[len(self.entered)]
-        rip = self.vcpu.engine.reg("rip")
-        if image.entry <= rip < image.entry + _ENTRY_CODE_BYTES:
+        image, engine = self._images[len(self.entered)], self.vcpu.engine
+        if engine.linear_rip == image.entry and engine.code_bits == 32:
             self._check_processor()
-            self.entered.append(self._look(image, self.vcpu.engine.reg("rbx")))
+            self.entered.append(self._look(image, engine.reg("rbx")))
             if self._poison is not None:
                 self._poison_all_but(self.entered[-1].kept)
             if self._stop_at and len(self.entered) > self._stop_at:

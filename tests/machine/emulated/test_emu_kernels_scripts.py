@@ -41,7 +41,7 @@ def test_an_exception_is_said_and_ends_it(labs: Labs, bits: int) -> None:
 def test_a_start_info_that_is_none_ends_it(labs: Labs, bits: int) -> None:
     lab = labs(script_kernel(bits))
     loaded = lab.boot("")
-    lab.vcpu.on_cpuid = None
+    lab.is_watching = False
     lab.enter(loaded.entry, loaded.start_info + 8)
     assert lab.run().code == 3
     assert lab.console == f"panic: no start info at {loaded.start_info + 8:x}\n"
