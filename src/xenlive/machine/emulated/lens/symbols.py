@@ -140,9 +140,9 @@ def name_in_chain(
     `chain` are the kernels that were entered, each with the time, `files` others that may run. The
     one that is in charge now is asked whether its code is there; of those before nothing is left.
     """
-    running = [(since, elf) for since, elf in chain if since <= when_ns]
-    if running and running[-1] is not chain[-1]:
-        found = symbols_of(running[-1][1]).find(address)
+    n_entered = sum(since <= when_ns for since, _ in chain)
+    if 0 < n_entered < len(chain):
+        found = symbols_of(chain[n_entered - 1][1]).find(address)
         if found is not None:
             return f"{found[0]}+{found[1]:#x}"
     images = [symbols_of(elf) for _, elf in reversed(chain)]

@@ -97,6 +97,8 @@ class ExitHandler(Processor):
         self.on_event: Callable[[Event], None] | None = None
         #: Called before each exit is handled: nothing has come of that instruction yet.
         self.on_exit: Callable[[Exit], object] | None = None
+        #: Called after a control register was written, before what else came of that.
+        self.on_write_cr: Callable[[], object] | None = None
         self.is_blocked = False
         self._devices = devices
         self._was_woken = False
@@ -276,6 +278,8 @@ class ExitHandler(Processor):
         intercepts.check_write_cr(self.engine, self._instruction())
         found = self.engine.run_past_write_cr()
         self._account()
+        if self.on_write_cr is not None:
+            self.on_write_cr()
         self._handle(found)
 
     def _on_write_dr(self, _: Exit) -> None:
