@@ -51,6 +51,9 @@ MAX_GFN = (1 << (40 - PAGE_SHIFT)) - 1
 # Frames of Xen's own: one shared info page, 64 grant frames, 8 status frames.
 N_XEN_FRAMES = 73
 
+#: Memory is saved in pieces of this many bytes, so that what did not change is kept once.
+PIECE_SIZE = 16 << 10
+
 # Machine frame numbers of different domains are this far apart: room for 64 GiB.
 _MFN_STRIDE = 1 << 24
 
@@ -400,10 +403,9 @@ class Space:
     # ---- snapshots -----------------------------------------------------------------------
 
     def save(self) -> SpaceState:
-        """What stands where, and the bytes of all pages that were ever used, for `restore`."""
-        pieces = [(start, bytes(self._view[start:end])) for start, end in self._used()]
+        """What stands where, and the bytes of all memory that is not zero, for `restore`."""
         return SpaceState(
-            tuple(pieces),
+            tuple(self.pieces()),
             dict(self._moved),
             dict(self._gfn_of),
             self._fresh,
@@ -416,9 +418,13 @@ class Space:
     def restore(self, state: SpaceState) -> None:
         """Goes back to what `save` gave, the mapper's view too."""
         old = list(self.runs())
-        for start, end in self._used():
-            self._mmap.madvise(mmap.MADV_REMOVE, start, end - start)
-        for start, data in state.pieces:
+        wanted = dict(state.pieces)
+        for start, data in self.pieces():
+            if start not in wanted:
+                self._mmap.madvise(mmap.MADV_REMOVE, start, len(data))
+            elif wanted[start] == data:
+                del wanted[start]
+        for start, data in wanted.items():
             self._view[start : start + len(data)] = data
         self._moved, self._gfn_of = dict(state.moved), dict(state.gfn_of)
         self._fresh, self._freed = state.fresh, list(state.freed)
@@ -428,6 +434,22 @@ class Space:
             for gfn, count, _, _ in old:
                 self._mapper.unmap(gfn << PAGE_SHIFT, count << PAGE_SHIFT)
             self.attach(self._mapper)
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """All memory that is not zero: places in the memfd, in order, each with PIECE_SIZE bytes.
+
+        The memory's end may cut the last one short. The same memory gives the same pieces.
+        """
+        last = -1
+        for start, end in self._used():
+            for at in range(start - start % PIECE_SIZE, end, PIECE_SIZE):
+                if at == last:
+                    continue
+                last = at
+                # Not through the mapping: that would give pages to what was never touched.
+                data = os.pread(self._fd, min(PIECE_SIZE, self._size - at), at)
+                if data.strip(b"\0"):
+                    yield at, data
 
     def _used(self) -> Iterator[tuple[int, int]]:
         """Start and end of each run of the memfd that has pages."""
@@ -449,7 +471,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class SpaceState:
-    """What `Space.save` gives; `pieces` are the memory that is in use, the rest `restore`'s."""
+    """What `Space.save` gives; `pieces` are the memory that is not zero, the rest `restore`'s."""
 
     pieces: tuple[tuple[int, bytes], ...]
     moved: dict[int, Mapping | None]

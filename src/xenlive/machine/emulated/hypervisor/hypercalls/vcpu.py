@@ -67,35 +67,52 @@ def _runstate(caller: Caller) -> bytes:
     return layout.encode(state=state, state_entry_time=since_ns, time=struct.pack("<4Q", *times))
 
 
+class RunstateArea:
+    """A place in the guest's memory where the state of running is stored whenever it changes."""
+
+    __slots__ = ("address", "caller")
+
+    def __init__(self, caller: Caller, address: int) -> None:
+        self.caller = caller
+        self.address = address
+
+    def __call__(self) -> None:
+        try:
+            self.caller.write(self.address, _runstate(self.caller))
+        except FAULTS:
+            return  # as Xen does: whoever gave a bad address gets nothing
+
+
+class TimeArea:
+    """A second place in the guest's memory where each new time is stored."""
+
+    __slots__ = ("address", "caller")
+
+    def __init__(self, caller: Caller, address: int) -> None:
+        self.caller = caller
+        self.address = address
+
+    def __call__(self, clock: bytes) -> None:
+        try:
+            self.caller.write(self.address, clock)
+        except FAULTS:
+            return
+
+
 def _get_runstate_info(caller: Caller, arg: int) -> None:
     caller.write(arg, _runstate(caller))
 
 
 def _register_runstate(caller: Caller, arg: int) -> None:
     """Stores the state of running now, and whenever the vcpu goes on."""
-    address = _registered(caller, arg)
-
-    def store() -> None:
-        try:
-            caller.write(address, _runstate(caller))
-        except FAULTS:
-            return  # as Xen does: whoever gave a bad address gets nothing
-
+    store = RunstateArea(caller, _registered(caller, arg))
     caller.domain.runstate_changed = store
     store()
 
 
 def _register_time(caller: Caller, arg: int) -> None:
     """Stores each new time at a second place too."""
-    address = _registered(caller, arg)
-
-    def store(clock: bytes) -> None:
-        try:
-            caller.write(address, clock)
-        except FAULTS:
-            return
-
-    caller.domain.shared.copy_time_to(store)
+    caller.domain.shared.copy_time_to(TimeArea(caller, _registered(caller, arg)))
     caller.domain.update_time()
 
 
