@@ -2,6 +2,7 @@
 
     RUNDIR/socket     Xenstore's socket, for clients, if `up` was not told another place
     RUNDIR/control    the host process's own, which says where
+    RUNDIR/domains    where other machines enter their domains
 
 A run directory of ours is `--rundir`, else `$XENLIVE_RUNDIR`, else `xenlive` below the user's own
 runtime directory, else a directory of the user's in /tmp. Any other Xenstore is found the way
@@ -17,6 +18,7 @@ from pathlib import Path
 
 SOCKET_NAME = "socket"
 CONTROL_NAME = "control"
+DOMAINS_NAME = "domains"
 
 
 def default_rundir() -> Path:

@@ -228,7 +228,7 @@ def test_a_killed_hosts_domain_ends_and_the_next_host_starts_over_its_leavings(
     wait_for_end(domain)
     with pytest.raises(RuntimeError, match="ended with -9"):
         server.stop()
-    assert sorted(os.listdir(server.rundir)) == ["9pfs", "control", "ram", "socket"]
+    assert sorted(os.listdir(server.rundir)) == ["9pfs", "control", "domains", "ram", "socket"]
     next_one = XenliveServer(server.rundir)
     next_one.start()
     assert not (server.rundir / "9pfs" / "state").exists()

@@ -40,8 +40,13 @@ REQ_CONS = XENSTORE_DOMAIN_INTERFACE.offset_of("req_cons") // 4
 REQ_PROD = XENSTORE_DOMAIN_INTERFACE.offset_of("req_prod") // 4
 RSP_CONS = XENSTORE_DOMAIN_INTERFACE.offset_of("rsp_cons") // 4
 RSP_PROD = XENSTORE_DOMAIN_INTERFACE.offset_of("rsp_prod") // 4
+SERVER_FEATURES = XENSTORE_DOMAIN_INTERFACE.offset_of("server_features") // 4
 CONNECTION = XENSTORE_DOMAIN_INTERFACE.offset_of("connection") // 4
 ERROR = XENSTORE_DOMAIN_INTERFACE.offset_of("error") // 4
+
+# Bits of `server_features`.
+XENSTORE_SERVER_FEATURE_RECONNECTION = 1
+XENSTORE_SERVER_FEATURE_ERROR = 2
 
 # Values of `connection`.
 XENSTORE_CONNECTED = 0

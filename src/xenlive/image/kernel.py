@@ -30,6 +30,7 @@ from xenlive.machine.hosted.image import (  # noqa: E402
 from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
 from xenlive.stubdom.module import fit_module  # noqa: E402
+from xenlive.stubdom.rings import RingLinks  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
 from xenlive.update.verb import LiveUpdateVerb  # noqa: E402
 
@@ -97,6 +98,9 @@ class Kernel:
         if loaded is not None:
             for connection, fd in loaded.connections:
                 self.loop.adopt(connection, fd)
+        rings = RingLinks(machine, self.loop, domain.server)
+        if loaded is not None:
+            rings.restore_all(loaded.rings)
         self.loop.watch_fd(machine.channel_fd, self._host_gone)
         self.listen_fd = listen_fd
         self.verb = LiveUpdateVerb(domain, self.loop, image, __version__, listen_fd)

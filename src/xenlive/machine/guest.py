@@ -7,7 +7,10 @@ without processes; a kernel knows neither.
 
 from __future__ import annotations
 
+import errno
+
 from xenlive.domain.events import EventChannels
+from xenlive.errors import HypercallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +105,36 @@ class GuestMachine(EventChannels):
         A backend that was attached before lets go first, and all indices start at 0.
         """
         raise NotImplementedError
+
+    # -- other domains: a machine has none, unless it says otherwise -------------------------------
+
+    def map_foreign(self, domid: int, ref: int) -> memoryview:
+        """A live view of a page that another domain has granted. HypercallError if it has not."""
+        raise HypercallError("gnttab_map", errno.ESRCH, f"no domain {domid}")
+
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        """A port of ours, bound to that of another domain. HypercallError if it has none."""
+        raise HypercallError("evtchn_bind_interdomain", errno.ESRCH, f"no domain {domid}")
+
+    def bind_virq(self, virq: int) -> int:
+        """The port, ready to use, that a virtual interrupt rings. HypercallError for a wild one."""
+        raise HypercallError("evtchn_bind_virq", errno.EINVAL, f"no virtual interrupt {virq}")
+
+    def bell(self, port: int) -> int:
+        """A descriptor that is readable when the other end of a port has rung."""
+        raise HypercallError("evtchn_bind", errno.EINVAL, f"port {port} has no descriptor")
+
+    def take_ring(self, port: int) -> bool:
+        """Whether the other end has rung; the port is silent again then."""
+        raise HypercallError("evtchn_bind", errno.EINVAL, f"port {port} has no descriptor")
+
+    def ring_again(self, port: int) -> None:
+        """Makes the own end of a port ring, as if the other one had rung."""
+        raise HypercallError("evtchn_bind", errno.EINVAL, f"port {port} has no descriptor")
+
+    def domain_state(self, domid: int) -> tuple[int, bool] | None:
+        """A domain's unique id, and whether it has shut down; None if there is no such domain."""
+        return None
 
     def validate_image(self, image: str) -> None:
         """Refuses what can't be an image: UpdateError, in the C daemon's words where it has any."""

@@ -10,6 +10,8 @@ from xenlive.machine.guest import EventLoop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlive.xenstore.connection import Connection
 
 
@@ -17,6 +19,10 @@ class ClientLoop(EventLoop):
     """A loop that moves bytes between clients and the server core."""
 
     __slots__ = ()
+
+    def watch_client_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """As `watch_fd`, but not while frozen; `unwatch_fd` ends it."""
+        raise NotImplementedError
 
     def freeze(self) -> None:
         """From now on no byte is read from or written to a client."""

@@ -69,6 +69,7 @@ class ServeLoop(ClientLoop):
         "_callbacks",
         "_clients",
         "_clock",
+        "_deaf_when_frozen",
         "_frozen",
         "_halted",
         "_listeners",
@@ -94,6 +95,7 @@ class ServeLoop(ClientLoop):
         self._watched = select.epoll()  # what is heard while frozen
         self._clients: dict[int, Connection] = {}
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._deaf_when_frozen: set[int] = set()
         self._listeners: dict[int, socket] = {}
         self._timers: list[Timer] = []
         self._backlog: list[Connection] = []
@@ -122,11 +124,20 @@ class ServeLoop(ClientLoop):
         self._world.register(fd, _IN)
         self._watched.register(fd, _IN)
 
+    def watch_client_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """The same, but not while frozen: for what brings bytes of clients."""
+        self._callbacks[fd] = callback
+        self._deaf_when_frozen.add(fd)
+        self._world.register(fd, _IN)
+
     def unwatch_fd(self, fd: int) -> None:
         """Ends `watch_fd`; to be called before the descriptor is closed."""
         del self._callbacks[fd]
         self._world.unregister(fd)
-        self._watched.unregister(fd)
+        if fd in self._deaf_when_frozen:
+            self._deaf_when_frozen.discard(fd)
+        else:
+            self._watched.unregister(fd)
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> Timer:
         """Calls `callback` once when the monotonic clock reaches `when_s`, frozen or not."""
@@ -326,6 +337,8 @@ class ServeLoop(ClientLoop):
     def _flush_touched(self) -> None:
         """Writes to those who got something by the requests of others."""
         for conn in self._server.drain_touched():
+            if conn.link is not None:
+                conn.link.pump()
             if conn.fd < 0 or not conn.out:
                 continue
             if not conn.head:
@@ -340,6 +353,8 @@ class ServeLoop(ClientLoop):
         backlog = self._backlog
         self._backlog = []
         for conn in backlog:
+            if conn.link is not None:
+                conn.link.pump()
             if conn.fd < 0:
                 continue
             if conn.closing or (conn.unparsed and self._server.receive(conn, b"")):

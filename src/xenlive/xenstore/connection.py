@@ -27,18 +27,23 @@ from xenlive.xenstore.paths import home_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from xenlive.xenstore.domains import Link
     from xenlive.xenstore.transaction import Transaction
     from xenlive.xenstore.watches import Watch
 
 
 class Ring:
-    """What a state stream says of a connection by shared ring: port, target domain, unique id."""
+    """What is known of a connection by shared ring: our port, its domain's unique id, if it ended.
 
-    __slots__ = ("evtchn", "unique_id")
+    Port and unique id are in the state stream.
+    """
+
+    __slots__ = ("evtchn", "is_shut_down", "unique_id")
 
     def __init__(self, evtchn: int, unique_id: int | None) -> None:
         self.evtchn = evtchn
         self.unique_id = unique_id
+        self.is_shut_down = False
 
 
 class Connection:
@@ -56,6 +61,7 @@ class Connection:
         "head_sent",
         "held",
         "home",
+        "link",
         "mask",
         "next_transaction",
         "noted",
@@ -76,6 +82,7 @@ class Connection:
         self.home = home_of(domid)
         self.target = -1  # the domain this one acts for (SET_TARGET)
         self.ring: Ring | None = None
+        self.link: Link | None = None  # who moves the bytes of a ring
         self.fd = self.mask = -1  # for the owner's use
         self.out: list[bytes] = []
         self.head = b""
@@ -122,6 +129,13 @@ class Connection:
             self._counted = len(self.out)
             self.noted = True
         return len(self.head) - self.head_sent + self._counted_bytes
+
+    def drop_bytes(self) -> None:
+        """Forgets all input and output that is on its way."""
+        self.take()
+        self.head = self.unparsed = b""
+        self.head_sent = self.head_partial = 0
+        self.held = False
 
     def unsent(self) -> tuple[bytes, int]:
         """All bytes not yet written, and how many of them are the rest of a message begun."""

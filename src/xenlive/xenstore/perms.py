@@ -93,6 +93,17 @@ def without_stale(raw: bytes, generation: int, domains: dict[int, int]) -> bytes
     return intern(b"".join(checked))
 
 
+def without_domain(raw: bytes, domid: int) -> bytes:
+    """The permissions without the entries for a domain that has gone, its owner's place aside."""
+    if len(raw) == ENTRY_SIZE:
+        return raw
+    kept = [raw[:ENTRY_SIZE]]
+    for at in range(ENTRY_SIZE, len(raw), ENTRY_SIZE):
+        if raw[at + 2 : at + 4] != domid.to_bytes(2, "little"):
+            kept.append(raw[at : at + ENTRY_SIZE])
+    return raw if len(kept) * ENTRY_SIZE == len(raw) else intern(b"".join(kept))
+
+
 def to_text(raw: bytes) -> bytes:
     """GET_PERMS's reply: `n0\\0r5\\0`."""
     return b"".join([b"%c%d\0" % (letter, domid) for letter, _, domid in _ENTRY.iter_unpack(raw)])

@@ -42,10 +42,11 @@ from xenlive.abi.xs_wire import (
     XS_WRITE,
 )
 from xenlive.errors import XenstoreError
-from xenlive.xenstore import perms
+from xenlive.xenstore import domains, perms
 from xenlive.xenstore.paths import home_of, parent_of
 from xenlive.xenstore.transaction import Transaction
 from xenlive.xenstore.watches import Watch
+from xenlive.xenstore.words import atoi, only_word, parse_domid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def do_directory_part(
     raw, number = request.payload.split(b"\0")[:2]
     node = _get_node(server, conn, view, server.canonical(conn, raw), perms.READ)
     generation = b"%d\0" % node.generation
-    offset = _atoi(number)
+    offset = atoi(number)
     if not 0 <= offset < node.children_bytes:
         return generation + b"\0"
     names = node.listing or node.list_names()
@@ -146,12 +147,7 @@ def do_rm(server: XenstoreServer, conn: Connection, request: Request, view: View
     if isinstance(view, Transaction):
         view.remove(path)
         return OK
-    below = view.subtree(path)
-    watches = server.watches
-    if watches.by_path:
-        for each in below:
-            watches.fire(view, each, conn, exact=each is not below[-1])
-    view.remove(path, below)
+    server.remove_subtree(path, conn)
     return OK
 
 
@@ -169,6 +165,7 @@ def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, vie
     raw, *texts = request.payload.split(b"\0")[:-1] or [b""]
     if not texts:
         raise XenstoreError("EINVAL")
+    domains.learn(server, texts)
     wanted = perms.from_text(texts, server.store.domains)
     path = server.canonical(conn, raw, special=True)
     node = _get_node(server, conn, view, path, perms.WRITE | perms.OWNER)
@@ -187,7 +184,7 @@ def do_watch(
     words = request.payload.split(b"\0")[:-1]
     if len(words) not in (2, 3):
         raise XenstoreError("EINVAL")
-    depth = _atoi(words[2]) if len(words) == 3 else None
+    depth = atoi(words[2]) if len(words) == 3 else None
     if depth is not None and depth < 0:
         raise XenstoreError("EINVAL")
     raw, token = words[:2]
@@ -258,14 +255,14 @@ def do_get_domain_path(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
     """GET_DOMAIN_PATH `domid|`."""
-    return home_of(_domid(_only_word(request))) + b"\0"
+    return home_of(parse_domid(only_word(request.payload))) + b"\0"
 
 
 def do_is_domain_introduced(
     server: XenstoreServer, conn: Connection, request: Request, view: View
 ) -> bytes:
     """IS_DOMAIN_INTRODUCED `domid|`: `T|` or `F|`."""
-    domid = _domid(_only_word(request))
+    domid = parse_domid(only_word(request.payload))
     return b"T\0" if domid in server.introduced or domid == DOMID_SELF else b"F\0"
 
 
@@ -290,16 +287,16 @@ TABLE[XS_WATCH] = (do_watch, NO_TRANSACTION)
 TABLE[XS_UNWATCH] = (do_unwatch, NO_TRANSACTION)
 TABLE[XS_TRANSACTION_START] = (do_transaction_start, 0)
 TABLE[XS_TRANSACTION_END] = (do_transaction_end, 0)
-TABLE[XS_INTRODUCE] = (None, PRIVILEGED)
-TABLE[XS_RELEASE] = (None, PRIVILEGED)
+TABLE[XS_INTRODUCE] = (domains.do_introduce, PRIVILEGED)
+TABLE[XS_RELEASE] = (domains.do_release, PRIVILEGED)
 TABLE[XS_GET_DOMAIN_PATH] = (do_get_domain_path, 0)
 TABLE[XS_WRITE] = (do_write, 0)
 TABLE[XS_MKDIR] = (do_mkdir, 0)
 TABLE[XS_RM] = (do_rm, 0)
 TABLE[XS_SET_PERMS] = (do_set_perms, 0)
 TABLE[XS_IS_DOMAIN_INTRODUCED] = (do_is_domain_introduced, PRIVILEGED)
-TABLE[XS_RESUME] = (None, PRIVILEGED)
-TABLE[XS_SET_TARGET] = (None, PRIVILEGED)
+TABLE[XS_RESUME] = (domains.do_resume, PRIVILEGED)
+TABLE[XS_SET_TARGET] = (domains.do_set_target, PRIVILEGED)
 TABLE[XS_RESET_WATCHES] = (do_reset_watches, 0)
 TABLE[XS_DIRECTORY_PART] = (do_directory_part, 0)
 TABLE[XS_GET_FEATURE] = (None, 0)
@@ -308,18 +305,10 @@ TABLE[XS_GET_QUOTA] = (None, 0)
 TABLE[XS_SET_QUOTA] = (None, PRIVILEGED)
 
 
-def _only_word(request: Request) -> bytes:
-    """The payload if it is one string with its NUL at the end."""
-    payload = request.payload
-    if not payload or payload.find(b"\0") != len(payload) - 1:
-        raise XenstoreError("EINVAL")
-    return payload[:-1]
-
-
 def _path(
     server: XenstoreServer, conn: Connection, request: Request, special: bool = False
 ) -> bytes:
-    return server.canonical(conn, _only_word(request), special=special)
+    return server.canonical(conn, only_word(request.payload), special=special)
 
 
 def _get_node(
@@ -377,23 +366,3 @@ def _create(
     while len(missing) > 1:
         view.create(missing.pop(), b"", inherited)
     view.create(path, value, inherited)
-
-
-def _atoi(text: bytes) -> int:
-    """C's `atoi`: the number a string starts with, 0 if with none."""
-    text = text.lstrip(b" \t\n\v\f\r")
-    end = 1 if text[:1] in (b"+", b"-") else 0
-    while text[end : end + 1].isdigit():
-        end += 1
-    digits = text[:end]
-    return int(digits) if digits.lstrip(b"+-") else 0
-
-
-def _domid(text: bytes) -> int:
-    """A domain id as C's `strtoul` reads it, all of it; EINVAL if that is none."""
-    if not text:
-        return 0
-    digits = text.lstrip(b" \t\n\v\f\r")
-    if not digits.removeprefix(b"+").isdigit() or int(digits) > 0xFFFF:
-        raise XenstoreError("EINVAL")
-    return int(digits)

@@ -47,6 +47,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlive.xenstore.domains import Links
     from xenlive.xenstore.requests import View
 
     ControlHandler = Callable[[Connection, Request, list[bytes]], bytes | None]
@@ -73,8 +74,10 @@ class XenstoreServer:
         "control_help",
         "hold_transactions",
         "introduced",
+        "links",
         "on_print",
         "quotas",
+        "rings",
         "store",
         "watches",
     )
@@ -87,6 +90,9 @@ class XenstoreServer:
         self.quotas = Quotas()
         self.connections: dict[Connection, None] = {}
         self.introduced: set[int] = {0}
+        # Who has the pages and event channels of domains, and the connections by ring, by domain.
+        self.links: Links | None = None
+        self.rings: dict[int, Connection] = {}
         # While set, a TRANSACTION_START of a connection without a transaction has to wait, and
         # all that follows it: so the open transactions run out before a live update.
         self.hold_transactions = False
@@ -142,6 +148,12 @@ class XenstoreServer:
         conn.out.clear()
         conn.events.clear()
         conn.closing = True
+
+    def reset(self, conn: Connection) -> None:
+        """Drops a connection's watches, transactions and all its bytes on their way; it stays."""
+        self.watches.remove_all(conn)
+        self.end_transactions(conn)
+        conn.drop_bytes()
 
     def receive(self, conn: Connection, data: bytes) -> bool:
         """Takes bytes a client sent, in any pieces; what there is to say goes to `out`.
@@ -300,6 +312,14 @@ class XenstoreServer:
             view.note_event(path, below=True)
         elif self.watches.by_path:
             self.watches.fire(view, path, conn, old_perms=old_perms)
+
+    def remove_subtree(self, path: bytes, origin: Connection | None) -> None:
+        """Removes a node, not `/`, and all below it, and tells who watches; not in transactions."""
+        below = self.store.subtree(path)
+        if self.watches.by_path:
+            for each in below:
+                self.watches.fire(self.store, each, origin, exact=each is not below[-1])
+        self.store.remove(path, below)
 
     def _serve(self, conn: Connection, request: Request) -> None:
         handler, flags = None, 0

@@ -106,7 +106,8 @@ def load_state(server: XenstoreServer, data: Buffer) -> LoadedState:
     server.watches = reader.watches
     server.quotas = reader.quotas
     server.connections = dict.fromkeys(reader.connections.values())
-    server.introduced = {0} | {conn.domid for conn in reader.loaded.rings}
+    server.rings = {conn.domid: conn for conn in reader.loaded.rings}
+    server.introduced = {0, *server.rings}
     return reader.loaded
 
 

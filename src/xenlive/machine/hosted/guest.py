@@ -31,6 +31,7 @@ from xenlive.machine.guest import GuestMachine, LoadedImage
 from xenlive.machine.hosted import hypercall as hc
 from xenlive.machine.hosted.image import LOAD_END, entry_command, running_code, validate_image
 from xenlive.machine.hosted.trial import Trial
+from xenlive.memory.address import PAGE_SIZE
 from xenlive.memory.guest import GuestMemory
 
 TYPE_CHECKING = False
@@ -145,6 +146,56 @@ class HostedGuest(GuestMachine):
         """Has the host's 9pfs backend attach to the rings behind a granted interface page."""
         self._call(hc.NINEPFS_CONNECT, ring_ref, port)
 
+    # -- other domains ---------------------------------------------------------------------------
+
+    def map_foreign(self, domid: int, ref: int) -> memoryview:
+        """Maps the page from the memory that the hypervisor names, and nothing else of it."""
+        values, fds = self._call(hc.GNTTAB_MAP, domid, ref, want_fds=1)
+        try:
+            return memoryview(mmap.mmap(fds[0], PAGE_SIZE, offset=values[0]))
+        except (OSError, ValueError) as error:
+            raise HypercallError("gnttab_map", errno.EINVAL, str(error)) from None
+        finally:
+            os.close(fds[0])
+
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        """A port of ours with a pair of doorbells that the other domain has, too."""
+        (own, *_), _fds = self._call(hc.EVTCHN_BIND_INTERDOMAIN, domid, port)
+        self.bind(own)
+        return own
+
+    def bind_virq(self, virq: int) -> int:
+        """The port of a virtual interrupt; the next kernel gets the same one."""
+        (port, *_), _fds = self._call(hc.EVTCHN_BIND_VIRQ, virq)
+        self.bind(port)
+        return port
+
+    def bell(self, port: int) -> int:
+        """The doorbell that the other end rings."""
+        return self._bells(port)[1]
+
+    def take_ring(self, port: int) -> bool:
+        """Silences the doorbell; the other end shares its flags, so it is told not to wait."""
+        bell = self._bells(port)[1]
+        os.set_blocking(bell, False)
+        try:
+            os.eventfd_read(bell)
+        except BlockingIOError:
+            return False
+        return True
+
+    def ring_again(self, port: int) -> None:
+        """Rings the own doorbell."""
+        _ring(self._bells(port)[1])
+
+    def domain_state(self, domid: int) -> tuple[int, bool] | None:
+        """What the hypervisor knows of another domain."""
+        try:
+            values, _ = self._call(hc.DOMAIN_STATE, domid)
+        except HypercallError:
+            return None
+        return values[1], bool(values[0])
+
     # -- event channels --------------------------------------------------------------------------
 
     def alloc_unbound(self, remote_domid: int) -> int:
@@ -162,7 +213,7 @@ class HostedGuest(GuestMachine):
 
     def notify(self, port: int) -> None:
         """Rings the other end's bell."""
-        os.eventfd_write(self._bells(port)[0], 1)
+        _ring(self._bells(port)[0])
 
     def wait(self, port: int, timeout_s: float) -> bool:
         """Waits until the other end has rung; False when it did not within `timeout_s`."""
@@ -287,6 +338,15 @@ class HostedGuest(GuestMachine):
             for fd in changed:
                 os.set_inheritable(fd, False)
             raise
+
+
+def _ring(bell: int) -> None:
+    """Rings a doorbell. One that is full rings already; whoever has the other end may fill it."""
+    os.set_blocking(bell, False)
+    try:
+        os.eventfd_write(bell, 1)
+    except BlockingIOError:
+        return
 
 
 def _data_runs(fd: int, size: int) -> list[tuple[int, int]] | None:

@@ -3,6 +3,7 @@
     rundir/
     ├── socket      the domain's Xenstore socket (the domain serves it, the host only made it)
     ├── control     the host's own door (`control.py`)
+    ├── domains     where other machines enter their domains (`neighbours.py`)
     ├── ram         -> /proc/PID/fd/N: the domain's RAM, to look at
     └── 9pfs/       what the domain's 9pfs device exports
 
@@ -36,8 +37,10 @@ from xenlive.machine.hosted.control import ControlDoor, ask
 from xenlive.machine.hosted.hypervisor import HostedDomain
 from xenlive.machine.hosted.image import entry_command, installed_image
 from xenlive.machine.hosted.limits import allow_descriptors
+from xenlive.machine.hosted.neighbours import NeighbourDoor
 from xenlive.machine.hosted.ninepfs import NinePDevice
 from xenlive.machine.hosted.timeline import Timeline
+from xenlive.rundir import DOMAINS_NAME
 
 STUB_DOMID = 1
 DEFAULT_RAM_BYTES = 8 << 20
@@ -118,16 +121,22 @@ class Host:
     def _make_places(self) -> None:
         control = os.path.join(self.rundir, "control")
         ram = os.path.join(self.rundir, "ram")
-        for path in (control, self.socket_path):
+        domains = os.path.join(self.rundir, DOMAINS_NAME)
+        for path in (control, domains, self.socket_path):
             places.validate_socket_path(path)
         places.claim_rundir(self.rundir, self._cleanup)
         places.clear_leftovers(control, ram)
+        places.clear_socket(domains)
         self._export = places.ExportDir(os.path.join(self.rundir, "9pfs"))
         self._cleanup.callback(self._export.remove)
 
         door = ControlDoor(control, {"status": lambda request: self.status()})
         self._cleanup.callback(door.close)
         self._watch(door.fileno(), lambda events: door.serve())
+
+        neighbours = NeighbourDoor(domains, self.domain.others, self.socket_path)
+        self._cleanup.callback(neighbours.close)
+        self._watch(neighbours.fileno(), lambda events: neighbours.serve())
 
         os.symlink(f"/proc/{os.getpid()}/fd/{self.domain.ram_fd}", ram)
         self._cleanup.callback(places.remove_own, ram, places.identity(ram))
@@ -319,6 +328,7 @@ class Host:
             "updates": timeline.updates,
             "grants": self.domain.active_grants(),
             "ports": {str(n): p.remote_domid for n, p in sorted(self.domain.ports.items())},
+            "others": self.domain.others.domids(),
             "ninepfs": self.ninepfs.status() if self.ninepfs is not None else None,
             "ninepfs_connects": self.ninepfs_connects,
             "ninepfs_losses": self.ninepfs_losses,

@@ -63,6 +63,15 @@ LISTENER = 6
 CONSOLE_WRITE = 7
 #: One-way; payload = name, a0 = CLOCK_MONOTONIC in ns: a step of boot or update was reached.
 MILESTONE = 8
+#: a0 = domid, a1 = grant reference: answered with one descriptor, of the memory that the granted
+#: page of another domain lies in. v0 = where in it.
+GNTTAB_MAP = 9
+#: a0 = remote domid, a1 = remote port; v0 = the new port, for EVTCHN_BIND.
+EVTCHN_BIND_INTERDOMAIN = 10
+#: a0 = virtual interrupt; v0 = its port, the same one when asked again.
+EVTCHN_BIND_VIRQ = 11
+#: a0 = domid; v0 = 1 if it has shut down, v1 = its unique id. ESRCH if there is no such domain.
+DOMAIN_STATE = 12
 
 NAMES = {
     MEMORY_MAP: "memory_map",
@@ -73,5 +82,9 @@ NAMES = {
     LISTENER: "listener",
     CONSOLE_WRITE: "console_write",
     MILESTONE: "milestone",
+    GNTTAB_MAP: "gnttab_map",
+    EVTCHN_BIND_INTERDOMAIN: "evtchn_bind_interdomain",
+    EVTCHN_BIND_VIRQ: "evtchn_bind_virq",
+    DOMAIN_STATE: "domain_state",
 }
 ONE_WAY = frozenset({CONSOLE_WRITE, MILESTONE})

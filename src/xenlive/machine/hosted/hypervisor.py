@@ -31,11 +31,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xenlive.abi.grant_table import GRANT_ENTRY_V1, GRANTS_PER_PAGE
+from xenlive.abi.hypercalls.xen import VIRQ_DOM_EXC
 from xenlive.domain.events import FIRST_FREE_PORT, MAX_PORTS
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import build_start_info
 from xenlive.machine.hosted import hypercall as hc
 from xenlive.machine.hosted.image import LOAD_END
+from xenlive.machine.hosted.others import OtherDomains
 from xenlive.memory.address import PAGE_SIZE, PhysAddr
 from xenlive.memory.e820 import E820_RAM, E820_RESERVED, MemoryMap, MemoryRange
 from xenlive.memory.guest import GuestMemory
@@ -85,6 +87,9 @@ class HostedDomain:
                 f"a domain has from {RAM_MIN_BYTES >> 10}K to {RAM_MAX_BYTES >> 20}M "
                 f"in whole pages, not {self.ram_bytes} bytes",
             )
+        self.others = OtherDomains(self.domid)
+        self.others.on_change = self._ring_dom_exc
+        self._virq_ports: dict[int, int] = {}
         self.grant_entries = GRANT_PAGES * GRANTS_PER_PAGE
         with contextlib.ExitStack() as undo:
             self.ram_fd = _sealed_memory(f"xenlive-ram-{self.domid}", self.ram_bytes)
@@ -126,19 +131,56 @@ class HostedDomain:
             raise HypercallError(
                 "evtchn_alloc_unbound", errno.ESRCH, "only the host's end is served"
             )
+        return self._new_port("evtchn_alloc_unbound", remote_domid, _new_bell, _new_bell)
+
+    def bind_interdomain(self, remote_domid: int, remote_port: int) -> int:
+        """A new event channel to a port of another machine's domain; ESRCH, EINVAL or ENOSPC."""
+        to_remote, from_remote = self.others.bells(remote_domid, remote_port)
+        return self._new_port(
+            "evtchn_bind_interdomain",
+            remote_domid,
+            lambda: os.dup(to_remote),
+            lambda: os.dup(from_remote),
+        )
+
+    def bind_virq(self, virq: int) -> int:
+        """The port of a virtual interrupt; EINVAL for one that is not raised here."""
+        if virq != VIRQ_DOM_EXC:
+            raise HypercallError("evtchn_bind_virq", errno.EINVAL, f"no interrupt {virq}")
+        port = self._virq_ports.get(virq)
+        if port is None:
+            port = self._new_port("evtchn_bind_virq", self.domid, _new_bell, _new_bell)
+            self._virq_ports[virq] = port
+        return port
+
+    def _ring_dom_exc(self) -> None:
+        port = self._virq_ports.get(VIRQ_DOM_EXC)
+        if port is not None:
+            bell = self.ports[port].from_remote
+            os.set_blocking(bell, False)  # a flag that the domain shares, so it is not believed
+            with contextlib.suppress(BlockingIOError):  # it rings already
+                os.eventfd_write(bell, 1)
+
+    def _new_port(
+        self,
+        call: str,
+        remote_domid: int,
+        make_to: Callable[[], int],
+        make_from: Callable[[], int],
+    ) -> int:
         free = (port for port in range(FIRST_FREE_PORT, MAX_PORTS) if port not in self.ports)
         port = next(free, None)
         if port is None or len(self.ports) >= self.ports_max:
-            raise HypercallError("evtchn_alloc_unbound", errno.ENOSPC)
+            raise HypercallError(call, errno.ENOSPC)
         try:
-            to_remote = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            to_remote = make_to()
             try:
-                from_remote = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                from_remote = make_from()
             except OSError:
                 os.close(to_remote)
                 raise
         except OSError:
-            raise HypercallError("evtchn_alloc_unbound", errno.ENOSPC) from None
+            raise HypercallError(call, errno.ENOSPC) from None
         self.ports[port] = Port(remote_domid, to_remote, from_remote)
         return port
 
@@ -154,6 +196,9 @@ class HostedDomain:
         port = self.port(number)
         self.on_port_close(number)
         del self.ports[number]
+        for virq, bound in list(self._virq_ports.items()):
+            if bound == number:
+                del self._virq_ports[virq]
         os.close(port.to_remote)
         os.close(port.from_remote)
 
@@ -195,6 +240,16 @@ class HostedDomain:
             if self.listener_fd < 0:
                 raise HypercallError("listener", errno.ENOENT)
             return nothing, [self.listener_fd]
+        if op == hc.GNTTAB_MAP:
+            memory_fd, offset = self.others.page(a0, a1)
+            return (offset, 0, 0, 0), [memory_fd]
+        if op == hc.EVTCHN_BIND_INTERDOMAIN:
+            return (self.bind_interdomain(a0, a1), 0, 0, 0), []
+        if op == hc.EVTCHN_BIND_VIRQ:
+            return (self.bind_virq(a0), 0, 0, 0), []
+        if op == hc.DOMAIN_STATE:
+            other = self.others.state(a0)
+            return (int(other.is_shut_down), other.unique_id, 0, 0), []
         raise HypercallError(f"operation {op}", errno.ENOSYS)
 
     def _take_note(self, op: int, a0: int, payload: bytes) -> None:
@@ -209,6 +264,7 @@ class HostedDomain:
         """Gives RAM, grant table and event channels back; the domain must have ended."""
         for number in list(self.ports):
             self.close_port(number)
+        self.others.close()
         self.memory.release()
         self.grant_frames.release()
         for mapping in (self._ram, self._grants):
@@ -217,6 +273,10 @@ class HostedDomain:
         for fd in (self.ram_fd, self.grant_fd, self.listener_fd):
             if fd >= 0:
                 os.close(fd)
+
+
+def _new_bell() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
 
 def _sealed_memory(name: str, size_bytes: int) -> int:

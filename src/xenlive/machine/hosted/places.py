@@ -58,14 +58,19 @@ def claim_rundir(rundir: str, cleanup: contextlib.ExitStack) -> None:
 
 def clear_leftovers(control: str, ram: str) -> None:
     """Removes the door and the link of a host that was killed; ConfigError for foreign files."""
-    if os.path.lexists(control):
-        if not _is_socket(control):
-            raise _in_the_way(control, "a host's control socket", "--rundir")
-        os.unlink(control)
+    clear_socket(control)
     if os.path.lexists(ram):
         if not os.path.islink(ram) or not _RAM_LINK.fullmatch(os.readlink(ram)):
             raise _in_the_way(ram, "a host's link to its domain's memory", "--rundir")
         os.unlink(ram)
+
+
+def clear_socket(path: str) -> None:
+    """Removes a door of a host that was killed; ConfigError for a foreign file."""
+    if os.path.lexists(path):
+        if not _is_socket(path):
+            raise _in_the_way(path, f"a host's {os.path.basename(path)} socket", "--rundir")
+        os.unlink(path)
 
 
 def validate_socket_path(path: str) -> None:
