@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from xenlive.machine.emulated.backends.console import Console
+from xenlive.machine.emulated.backends.ninepfs import NinePDevice, Share
 from xenlive.machine.emulated.backends.toolstack import add_guest, remove_guest, start_store
 from xenlive.machine.emulated.backends.xenstore import StoreService
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
@@ -76,6 +77,9 @@ class Guest:
         self.vcpu = Vcpu(domain.domid, domain.space, domain, world.clock, spin_limit=spin)
         self.console = Console(world.host, domain, sink)
         self.store = world.store.introduce(domain)
+        #: Its 9pfs devices, by their numbers.
+        self.devices: list[NinePDevice] = []
+        self._world = world
         #: The kernel it was entered with, and the files that were put beside it.
         self.kernel = b""
         self.files: list[bytes] = []
@@ -95,8 +99,22 @@ class Guest:
         self.chain.append((self.vcpu.clock.now_ns, kernel))
         self.vcpu.enter_pvh(self.loaded.entry, self.loaded.start_info)
 
+    def share(self, share: Share) -> NinePDevice:
+        """One more directory for the guest, as a 9pfs device. OSError if it is none."""
+        world, number = self._world, len(self.devices)
+        device = NinePDevice(world.host, self.domain, world.toolstack, number, share)
+        self.devices.append(device)
+        return device
+
+    def close_devices(self) -> None:
+        """Takes all devices away from it."""
+        for device in self.devices:
+            device.close()
+        self.devices.clear()
+
     def close(self) -> None:
-        """Gives processor and memory back."""
+        """Gives devices, processor and memory back."""
+        self.close_devices()
         self.vcpu.engine.close()
         space = self.domain.space
         try:
@@ -160,6 +178,7 @@ class World:
     def remove_guest(self, guest: Guest) -> None:
         """Takes a domain out of the world: its ports, its mappings, its nodes."""
         self.guests.remove(guest)
+        guest.close_devices()
         guest.domain.destroy()
         self.store.release(guest.store)
         remove_guest(self.toolstack, guest.domain)
@@ -250,7 +269,7 @@ class World:
         deadlines = [
             when
             for guest in self.guests
-            if guest.stop is None and (when := guest.domain.timer_deadline_ns()) is not None
+            if guest.stop is None and (when := guest.vcpu.next_timer_ns()) is not None
         ]
         return min(deadlines, default=None)
 

@@ -1,8 +1,9 @@
 """The nodes that a toolstack writes to Xenstore for a guest, before it runs and after it ended.
 
 Specification: Xen 4.17, `tools/libs/light`: `libxl__domain_make` (`libxl_create.c`),
-`libxl__build_post` (`libxl_dom.c`), `libxl__device_console_add` (`libxl_console.c`) and
-`libxl__device_generic_add` (`libxl_device.c`), for a PVH guest with one processor.
+`libxl__build_post` (`libxl_dom.c`), `libxl__device_console_add` (`libxl_console.c`),
+`libxl__device_generic_add` (`libxl_device.c`) and `libxl__set_xenstore_p9` (`libxl_9pfs.c`), for a
+PVH guest with one processor.
 
 **Invariants.** A guest owns what libxl lets it own and nothing else: the rest it may only read.
 """
@@ -17,8 +18,11 @@ from xenlive.abi.hypercalls.hvm import (
     HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
 )
+from xenlive.abi.xenbus import XenbusStateInitialising
 
 if TYPE_CHECKING:
+    from xenlive.machine.emulated.backends.ninepfs import Share
+    from xenlive.machine.emulated.backends.xenbus import DevicePlace
     from xenlive.machine.emulated.backends.xenstore import StoreClient
     from xenlive.machine.emulated.hypervisor.domain import Domain
 
@@ -99,6 +103,57 @@ def _add_console(store: StoreClient, domain: Domain) -> None:
         ("protocol", "vt100"),
     ):
         store.write(f"{back}/{path}", str(value))
+
+
+def add_ninepfs(store: StoreClient, place: DevicePlace, share: Share) -> None:
+    """A 9pfs device, not connected yet; its limits are nodes that later versions of Xen have."""
+    back = (
+        ("frontend", place.front),
+        ("frontend-id", str(place.domid)),
+        ("online", "1"),
+        ("state", str(XenbusStateInitialising)),
+        ("path", share.directory),
+        ("security_model", "none"),
+        ("max-space", str(-(-share.max_bytes >> 20))),
+        ("max-files", str(share.max_files)),
+        ("max-open-files", str(share.max_open_files)),
+    )
+    front = (
+        ("backend", place.back),
+        ("backend-id", "0"),
+        ("state", str(XenbusStateInitialising)),
+        ("tag", share.tag),
+    )
+    _add_device(store, place, back, front)
+
+
+def _add_device(
+    store: StoreClient,
+    place: DevicePlace,
+    back: tuple[tuple[str, str], ...],
+    front: tuple[tuple[str, str], ...],
+) -> None:
+    """A device's nodes: the guest owns its end, may read the other, and not see libxl's own."""
+    own = _libxl_path(place)
+    _make(store, own, ("n0",))
+    _make(store, place.front, (f"n{place.domid}", "r0"))
+    _make(store, place.back, ("n0", f"r{place.domid}"))
+    store.write(f"{own}/frontend", place.front)
+    store.write(f"{own}/backend", place.back)
+    for path, nodes in ((place.front, front), (place.back, back), (own, back[1:])):
+        for name, value in nodes:
+            store.write(f"{path}/{name}", value)
+
+
+def _libxl_path(place: DevicePlace) -> str:
+    return f"/libxl/{place.domid}/device/{place.kind}/{place.number}"
+
+
+def remove_device(store: StoreClient, place: DevicePlace) -> None:
+    """Removes a device's nodes, as `libxl__device_destroy` does."""
+    for path in (place.front, place.back, _libxl_path(place)):
+        if store.exists(path):
+            store.remove(path)
 
 
 def remove_guest(store: StoreClient, domain: Domain) -> None:
