@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.options import json_option
 from xenlive.cli.up import SizeType
 from xenlive.errors import ConfigError
@@ -54,6 +55,7 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
 @click.option(
     "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
 )
+@share_options
 @json_option
 def boot_command(
     kernel: Path,
@@ -64,6 +66,7 @@ def boot_command(
     time_limit: float | None,
     console_io: bool,
     as_json: bool,
+    shares: Shares,
 ) -> int:
     """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
 
@@ -86,6 +89,7 @@ def boot_command(
         spin_limit=_SPIN_NEVER if terminal.is_interactive else SPIN_LIMIT,
         has_console_io=console_io,
     )
+    shares.add_to(guest)
     guest.boot(image, cmdline, handed)
     terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
