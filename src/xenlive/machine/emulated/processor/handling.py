@@ -129,10 +129,12 @@ class ExitHandler(Processor):
         return self.engine.in_long_mode
 
     def read_virtual(self, address: int, size: int) -> bytes:
-        return self.engine.paging().read(self.physical, address, size)
+        return self.engine.paging().read(self._backed, address, size)
 
     def write_virtual(self, address: int, data: bytes) -> None:
-        self.engine.paging().write(self.physical, address, data)
+        paging = self.engine.paging()
+        paging.read(self._backed, address, len(data))  # all of it is there, or nothing is stored
+        paging.write(self._backed, address, data)
         self.engine.forget_code(address, len(data))
 
     def block(self) -> None:
