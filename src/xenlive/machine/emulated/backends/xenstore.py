@@ -68,6 +68,10 @@ class StoreService:
         self._clients[client.connection] = client
         return client
 
+    def clients(self) -> list[StoreClient]:
+        """The privileged connections, in the order in which they were made."""
+        return list(self._clients.values())
+
     def know(self, domid: int) -> None:
         """There is such a domain now: nodes may be given to it, before it is introduced."""
         self.server.store.add_domain(domid)
@@ -258,6 +262,10 @@ class StoreClient:
         if kind == XS_ERROR:
             raise XenstoreError(payload.rstrip(b"\0").decode())
         return payload
+
+    def tokens(self) -> set[bytes]:
+        """Of which watches somebody hears."""
+        return set(self._handlers)
 
     def dispatch(self) -> None:
         """Hands events that came to whoever set their watch."""
