@@ -90,6 +90,7 @@ class ExitHandler(Processor):
         self.engine = engine
         self.msrs = Msrs()
         self.physical = space
+        self._backed = Backed(space)
         #: The last hypercalls, the newest at the end.
         self.recent: deque[HypercallRecord] = deque(maxlen=32)
         #: Called after each hypercall, and before each exception or interrupt is delivered.
