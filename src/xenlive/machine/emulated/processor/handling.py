@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xenlive.machine.emulated.interface import Processor
 from xenlive.machine.emulated.processor import exits, intercepts
+from xenlive.machine.emulated.processor.backed import Backed
 from xenlive.machine.emulated.processor.cpuid import MSR_HYPERCALL_PAGE
 from xenlive.machine.emulated.processor.decode import (
     ICEBP,
