@@ -142,7 +142,7 @@ class Space:
         # Guest frames that differ from the runs, and machine frames that moved.
         self._moved: dict[int, Mapping | None] = {}
         self._gfn_of: dict[int, int | None] = {}
-        self._fresh = used
+        self._fresh = self.boot_pages = used
         self._freed: list[int] = []
         self._held: dict[int, int] = {}
         self._unowned: set[int] = set()
@@ -461,6 +461,24 @@ class Space:
                 return  # nothing but holes from here on
             end = os.lseek(self._fd, start, os.SEEK_HOLE)
             yield start, end
+
+    def used_ram(self) -> Iterator[tuple[int, memoryview]]:
+        """Address and live bytes of the domain's own RAM that was ever used, lowest first.
+
+        What is left out reads as zeros. Pages that lie in a row are one piece.
+        """
+        used = list(self._used())
+        pieces: list[tuple[int, int, int]] = []
+        for gfn, count, address, _ in self.runs():
+            index = address - self._base >> PAGE_SHIFT
+            if 0 <= index < self.n_ram:  # neither Xen's nor somebody else's
+                start, end = index << PAGE_SHIFT, index + count << PAGE_SHIFT
+                for low, high in used:
+                    low, high = max(low, start), min(high, end)
+                    if low < high:
+                        pieces.append(((gfn << PAGE_SHIFT) + low - start, low, high))
+        for address, low, high in sorted(pieces):
+            yield address, self._view[low:high]
 
     def close(self) -> None:
         """Closes the memfd. The mapping goes with the last view of it, whoever has that."""

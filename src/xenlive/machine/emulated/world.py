@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xenlive.machine.emulated.backends.console import Console
 from xenlive.machine.emulated.backends.ninepfs import NinePDevice, Share
@@ -124,6 +124,23 @@ class Guest:
             os.close(space.fd)
 
 
+class Part(Protocol):
+    """A part of a world that snapshots keep: a back end with a state outside of the guests."""
+
+    def save(self) -> Any:
+        """The state, made of numbers, strings, lists, dicts with string keys, booleans and None.
+
+        ConfigError if it can't be kept: it is somebody else's.
+        """
+
+    def restore(self, state: Any) -> None:
+        """Goes back to what `save` gave, in this or another process.
+
+        Domains, rings, grants and Xenstore were put back before; handlers of event channels were
+        not (`HandlerDelivery.put_back`). The state may come from a file: ImageError if it can't be.
+        """
+
+
 class World:
     """Guests and what they share. The first one added gets domain id 1.
 
@@ -138,7 +155,10 @@ class World:
         self.toolstack = self.store.client()
         start_store(self.toolstack)
         self.guests: list[Guest] = []
-        self._vain_timers = 0
+        #: What else has a state that goes into snapshots: back ends, by a name of their own.
+        self.parts: dict[str, Part] = {}
+        #: Timers that fired in a row without a block of anybody's.
+        self.vain_timers = 0
 
     def __enter__(self) -> World:
         return self
@@ -165,15 +185,26 @@ class World:
         `sink` gets what it writes to its console, and with `has_console_io` to Xen's own.
         """
         domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
+        guest = self.make_guest(domid, name, memory_bytes, sink, spin_limit)
+        guest.domain.has_console_io = has_console_io
+        self.guests.append(guest)
+        return guest
+
+    def make_guest(
+        self,
+        domid: int,
+        name: str,
+        memory_bytes: int,
+        sink: Callable[[bytes], object],
+        spin_limit: int,
+    ) -> Guest:
+        """The same with an id that is free, and not among `guests` yet."""
         # Not random, so that a run can be repeated.
         handle = hashlib.blake2b(f"{domid} {name}".encode(), digest_size=16).digest()
         domain = make_domain(domid, memory_bytes, self.peers, self.clock, handle)
-        domain.has_console_io = has_console_io
         self.store.know(domid)
         add_guest(self.toolstack, domain, name, memory_bytes >> 10)
-        guest = Guest(self, domain, name, sink, spin_limit)
-        self.guests.append(guest)
-        return guest
+        return Guest(self, domain, name, sink, spin_limit)
 
     def remove_guest(self, guest: Guest) -> None:
         """Takes a domain out of the world: its ports, its mappings, its nodes."""
@@ -235,7 +266,7 @@ class World:
             state = guest.vcpu.run(SLICE_BLOCKS)
             if guest.vcpu.blocks != before:
                 is_busy = True
-                self._vain_timers = 0
+                self.vain_timers = 0
             guest.console.pump()
             if state == RUN_ENDED:
                 stop = guest.vcpu.ended
@@ -255,15 +286,15 @@ class World:
         came_after_ns = outside.wait(wait_ns, has_timer)
         if came_after_ns is not None:
             self.clock.advance(came_after_ns if wait_ns is None else min(came_after_ns, wait_ns))
-            self._vain_timers = 0
+            self.vain_timers = 0
         elif deadline_ns is not None and (has_timer or outside.is_open):
             self.clock.advance_to(deadline_ns)
-            self._vain_timers += 1
+            self.vain_timers += 1
         return True
 
     @property
     def _fires_in_vain(self) -> bool:
-        return self._vain_timers > _VAIN_TIMERS_MAX
+        return self.vain_timers > _VAIN_TIMERS_MAX
 
     def _next_timer_ns(self) -> int | None:
         deadlines = [

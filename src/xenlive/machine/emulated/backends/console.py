@@ -53,6 +53,15 @@ class Console:
         used: int = self._words[xencons.IN_PROD] - self._words[xencons.IN_CONS] & 0xFFFFFFFF
         return used if used <= xencons.IN_SIZE else 0
 
+    def save(self) -> tuple[bytes, int]:
+        """What was typed and is not in the ring yet, and this end's port."""
+        return bytes(self._queue), self._port
+
+    def restore(self, state: tuple[bytes, int]) -> None:
+        """Goes back to what `save` gave; ring and channel are the domains' to put back."""
+        self._queue, self._port = bytearray(state[0]), state[1]
+        self._host.host_events.put_back(self._port, self.pump)
+
     def type(self, data: bytes) -> None:
         """Types `data`: the guest finds it in its ring, as soon as there is room."""
         self._queue += data

@@ -140,6 +140,15 @@ class StoreRing:
         self.pump()
         self._service.settle()
 
+    def save(self) -> tuple[bool, int]:
+        """Whether the guest is ignored, and this end's port; the rest is the server's."""
+        return self.is_ignored, self._port
+
+    def restore(self, state: tuple[bool, int]) -> None:
+        """Goes back to what `save` gave; ring and channel are the domains' to put back."""
+        self.is_ignored, self._port = state
+        self._host.host_events.put_back(self._port, self._on_event)
+
     def pump(self) -> None:
         """Serves what is in the request ring, and fills the other; tells the guest if anything."""
         if self.is_ignored:

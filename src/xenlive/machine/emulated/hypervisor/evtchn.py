@@ -42,7 +42,7 @@ from xenlive.abi.hypercalls.xen import (
 from xenlive.errors import HypercallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # What a toolstack configures for a guest: ports up to this one.
 MAX_PORT = 1023
@@ -343,6 +343,19 @@ class HandlerDelivery(Delivery):
         if port in self._waiting:
             self._waiting.discard(port)
             handler()
+
+    def save(self) -> tuple[int, ...]:
+        """The ports with an event that no handler was there for."""
+        return tuple(sorted(self._waiting))
+
+    def restore(self, waiting: Iterable[int]) -> None:
+        """Goes back to what `save` gave; each handler has to `put_back` itself."""
+        self._handlers.clear()
+        self._waiting = set(waiting)
+
+    def put_back(self, port: int, handler: Callable[[], None]) -> None:
+        """Has `handler` called again, as it was when `save` was; not for what waits already."""
+        self._handlers[port] = handler
 
     def set_pending(self, port: int, vcpu: int) -> None:
         """Calls the port's handler; without one the event waits."""

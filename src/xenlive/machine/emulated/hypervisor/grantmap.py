@@ -45,6 +45,7 @@ _UNMAP = "GNTTABOP_unmap_grant_ref"
 # Handles come by the page of 16 byte structures, and that many pages at most.
 _HANDLES_PER_PAGE = 256
 _MAX_HANDLE_PAGES = 1024
+MAX_HANDLES = _HANDLES_PER_PAGE * _MAX_HANDLE_PAGES
 
 
 class DomainCrash(Exception):
@@ -169,7 +170,7 @@ class GrantMappings:
         # Xen keeps one free handle as the end of its list.
         if len(self._free) > 1:
             return self._free.popleft()
-        if self._limit == _HANDLES_PER_PAGE * _MAX_HANDLE_PAGES:
+        if self._limit == MAX_HANDLES:
             raise GrantError(_MAP, GNTST_no_space, "no handle is free")
         first = self._limit
         self._limit += _HANDLES_PER_PAGE

@@ -316,6 +316,17 @@ class Engine(CpuState):
         """There is nothing at `address` any more: loads and stores go to the hooks."""
         self._mappings.unmap(address, size)
 
+    @property
+    def holes(self) -> list[int]:
+        """Addresses of the pages of nothing that were touched lately: what is forgotten, and when,
+        ends a run, so that it is a part of the state.
+        """
+        return self._mappings.holes()
+
+    @holes.setter
+    def holes(self, pages: list[int]) -> None:
+        self._mappings.restore_holes(pages)
+
     def wrote(self, address: int, size: int) -> None:
         """Memory was changed behind the engine's back: code translated from it is forgotten."""
         if self._mappings.is_stale:

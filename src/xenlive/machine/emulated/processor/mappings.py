@@ -21,7 +21,7 @@ from xenlive.machine.emulated.processor import capi
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from xenlive.machine.emulated.processor.exits import EngineHooks
 
@@ -93,6 +93,16 @@ class Mappings:
     def has_too_many_holes(self) -> bool:
         """Whether it is time for `forget_holes`: Unicorn gets slow with many pages."""
         return len(self._holes) > _LAZY_HOLES_MAX
+
+    def holes(self) -> list[int]:
+        """The pages of nothing that answer now."""
+        return sorted(self._holes)
+
+    def restore_holes(self, pages: Iterable[int]) -> None:
+        """Goes back to what `holes` gave."""
+        self.forget_holes()
+        for page in pages:
+            self.make_hole(page)
 
     def forget_holes(self) -> None:
         """Takes the pages of holes away, until they are touched again."""
