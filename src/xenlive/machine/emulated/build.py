@@ -131,17 +131,19 @@ def load_kernel(
     cmdline: str = "",
     modules: Sequence[Module] = (),
     handed: Iterable[tuple[int, int, str]] = (),
+    in_use: Iterable[tuple[int, int]] = (),
 ) -> Loaded:
     """Puts a kernel and what it is handed into the domain's memory.
 
     `handed` are address, size and command line of modules that lie in memory already: they are
-    named in the start info, and nothing is put over them. ImageError, with nothing stored, for a
-    file that is no PVH kernel (`elf-…`), does not fit (`kernel-too-large`) or would overlap what is
-    handed over (`kernel-overlaps`); ConfigError for a command line that can't be handed over.
+    named in the start info, and nothing is put over them, nor over what is `in_use`. ImageError,
+    with nothing stored, for a file that is no PVH kernel (`elf-…`), does not fit
+    (`kernel-too-large`) or would overlap what is there (`kernel-overlaps`); ConfigError for a
+    command line that can't be handed over.
     """
     image = analyse_kernel(kernel)
     kept_modules = list(handed)
-    kept = [(address, size) for address, size, _ in kept_modules]
+    kept = [*((address, size) for address, size, _ in kept_modules), *in_use]
     room = _Room(domain, kept)
     for segment in image.segments:
         room.validate(segment.address, segment.memory_size, "kernel")

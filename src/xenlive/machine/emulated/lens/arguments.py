@@ -133,14 +133,15 @@ _SPACES = {
     for number, name in _names(memory, "XENMAPSPACE_").items()
     if name != "idx_grant_table_status"
 }
+VIRQ_NAMES = _names(abi, "VIRQ_")
 _VALUE_NAMES = {
     "space": _SPACES,
     "index": _names(hvm, "HVM_PARAM_"),
-    "virq": _names(abi, "VIRQ_"),
+    "virq": VIRQ_NAMES,
     "reason": _names(sched, "SHUTDOWN_"),
 }
 _GRANT_STATUS = _names(gt, "GNTST_")
-_CHANNEL_STATUS = _names(ec, "EVTCHNSTAT_")
+CHANNEL_NAMES = _names(ec, "EVTCHNSTAT_")
 _DOMAINS = {abi.DOMID_SELF: "self", abi.DOMID_IO: "io", abi.DOMID_XEN: "xen"}
 _DOMAIN_FIELDS = ("dom", "domid", "remote_dom", "source_domid", "dest_domid", "domain_id")
 _DECIMAL = (
@@ -210,7 +211,7 @@ def _field(
     if name in _ARRAYS:
         return f"{name}={_words(value, fields[_ARRAYS[name]], name, is_64bit, read)}"
     if name == "status":
-        names = _CHANNEL_STATUS if layout is ec.EVTCHN_STATUS else _GRANT_STATUS
+        names = CHANNEL_NAMES if layout is ec.EVTCHN_STATUS else _GRANT_STATUS
         return f"{name}={names.get(value, value)}"
     if name == "flags" and layout is gt.GNTTAB_MAP_GRANT_REF:
         return f"{name}={_bits(value, _MAP_FLAGS)}"

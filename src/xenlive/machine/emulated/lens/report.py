@@ -38,7 +38,7 @@ from xenlive.machine.emulated.lens.symbols import name_in_chain
 from xenlive.machine.emulated.processor.paging import NonCanonical, PageFault
 
 if TYPE_CHECKING:
-    from xenlive.machine.emulated.processor.vcpu import HypercallRecord
+    from xenlive.machine.emulated.processor.handling import HypercallRecord
     from xenlive.machine.emulated.stop import GuestStop
     from xenlive.machine.emulated.world import Guest
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from xenlive.machine.emulated.hypervisor.grants import Active
     from xenlive.machine.emulated.processor.delivery import Event
-    from xenlive.machine.emulated.processor.vcpu import HypercallRecord
+    from xenlive.machine.emulated.processor.handling import HypercallRecord
     from xenlive.machine.emulated.space import Mapping
     from xenlive.machine.emulated.world import Guest
 
