@@ -78,8 +78,16 @@ class Hypervisor:
         raise NotImplementedError
 
     def callback_vector(self) -> int:
-        """The IDT vector for upcalls (HVM_PARAM_CALLBACK_IRQ, or the vcpu's own); 0 for none."""
+        """The IDT vector for upcalls (HVM_PARAM_CALLBACK_IRQ), past the local APIC; 0 for none."""
         raise NotImplementedError
+
+    def upcall_vector(self) -> int:
+        """The vector for upcalls by the local APIC (HVMOP_set_evtchn_upcall_vector); 0 for none."""
+        return 0
+
+    def take_upcall(self) -> bool:
+        """Whether an upcall was announced since this was asked last (`hvm_assert_evtchn_irq`)."""
+        return False
 
     def timer_deadline_ns(self) -> int | None:
         """When the domain's next timer is due (single-shot, periodic, poll), if one is set."""

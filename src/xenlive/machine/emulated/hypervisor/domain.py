@@ -62,7 +62,8 @@ BOOT_S = 1_700_000_000
 # What of a domain is a value, and goes into a snapshot as it is.
 _PLAIN = (
     *("has_console_io", "vm_assist", "last_refusal", "is_shut_down", "why", "nmi_pending"),
-    *("_vector", "_own_vector", "_polled", "_processor", "_shutdown_code", "runstate_changed"),
+    *("_vector", "_own_vector", "_announced", "_polled", "_processor", "_shutdown_code"),
+    "runstate_changed",
     *("_blocked_since_ns", "_blocked_total_ns", "_vcpu_info_frame"),
 )
 
@@ -111,6 +112,7 @@ class Domain(Hypervisor):
     def _reset_vcpu(self) -> None:
         self._vector = 0
         self._own_vector = 0
+        self._announced = False
         self.nmi_pending = False
         self._polled: int | None = None
         self._processor: Processor | None = None
@@ -184,7 +186,14 @@ class Domain(Hypervisor):
         return self.shared.upcall_pending
 
     def callback_vector(self) -> int:
-        return self._own_vector or self._vector
+        return self._vector
+
+    def upcall_vector(self) -> int:
+        return self._own_vector
+
+    def take_upcall(self) -> bool:
+        is_new, self._announced = self._announced, False
+        return is_new
 
     def timer_deadline_ns(self) -> int | None:
         return self.timers.next_ns()
@@ -222,12 +231,15 @@ class Domain(Hypervisor):
         """How events become interrupts (`hvm_set_callback_via`): by vector, or nothing changes."""
         if via >> 56 == HVM_PARAM_CALLBACK_TYPE_VECTOR:
             self._vector = via & 0xFF
+            self._announced = True
 
     def set_upcall_vector(self, vector: int) -> None:
         """Events come as this vector, the vcpu's own (`hvmop_set_evtchn_upcall_vector`)."""
         self._own_vector = vector
+        self._announced = True
 
     def _on_upcall(self) -> None:
+        self._announced = True
         if self._polled is not None or self._blocked_since_ns is not None:
             self.wake()
 
@@ -349,6 +361,10 @@ class Domain(Hypervisor):
     def soft_reset(self) -> None:
         """What the toolstack does for SHUTDOWN_soft_reset: events, vcpu and grants begin anew."""
         self.events.reset()
+        self.forget_kernel()
+
+    def forget_kernel(self) -> None:
+        """The kernel is gone, and another one comes: mappings, timers and vcpu begin anew."""
         self.mappings.release_all()
         if self._vcpu_info_frame is not None:
             self.shared.reset_vcpu_info()

@@ -2,7 +2,9 @@
 
 The table was read with CPUID in a PVH guest on Xen 4.17, on a machine of QEMU 7.2 (`-cpu max`).
 Bits for what the emulator can't do are taken out: AVX, FMA and F16C, MOVBE, BMI, ADX, FSGSBASE,
-CLWB, UMIP, protection keys, 3DNow. RDRAND and RDSEED are out because they would make runs differ.
+CLWB, UMIP, protection keys, 3DNow. RDRAND and RDSEED are out because they would make runs differ,
+fast string instructions (ERMS) because here each byte of one is a block of its own: Linux would
+clear its memory with them.
 The time stamp counter is virtual time: 1 GHz, so that a tick is a nanosecond.
 
 Specification: AMD64 APM volume 3, appendix E; Xen's own leaves are `public/arch-x86/cpuid.h`.
@@ -19,6 +21,8 @@ MSR_HYPERCALL_PAGE = 0x40000000
 
 _CR4_OSXSAVE = 1 << 18
 _ECX_OSXSAVE = 1 << 27
+_EDX_APIC = 1 << 9
+_EXTENDED_FEATURES = 0x80000001
 _NOTHING: Leaf = (0, 0, 0, 0)
 
 
@@ -45,7 +49,7 @@ _PLAIN: dict[int, Leaf] = {
 
 # XSAVE knows x87 and SSE state: 0x240 bytes of it.
 _SUBLEAVES: dict[tuple[int, int], Leaf] = {
-    (0x00000007, 0): (0, 0x00000280, 0, 0),
+    (0x00000007, 0): (0, 0x00000080, 0, 0),
     (0x0000000D, 0): (0x00000003, 0x00000240, 0x00000240, 0),
     # The TSC is as fast as time: nanoseconds = tsc * 2^31 >> 32 << 1.
     (XEN_BASE + 3, 0): (1, 0, TSC_KHZ, 1),
@@ -57,12 +61,14 @@ _SUBLEAVES: dict[tuple[int, int], Leaf] = {
 _XEN_HVM_FLAGS = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6
 
 
-def query(leaf: int, subleaf: int, domid: int, cr4: int) -> Leaf:
+def query(leaf: int, subleaf: int, domid: int, cr4: int, *, has_apic: bool = True) -> Leaf:
     """eax, ebx, ecx, edx for a leaf; zeros for one that is not there, as Xen's `guest_cpuid`."""
     if leaf == XEN_BASE + 4:
         return (_XEN_HVM_FLAGS, 0, domid, 0) if subleaf == 0 else _NOTHING
     found = _PLAIN.get(leaf) or _SUBLEAVES.get((leaf, subleaf), _NOTHING)
+    eax, ebx, ecx, edx = found
     if leaf == 1 and cr4 & _CR4_OSXSAVE:
-        eax, ebx, ecx, edx = found
-        return eax, ebx, ecx | _ECX_OSXSAVE, edx
-    return found
+        ecx |= _ECX_OSXSAVE
+    if leaf in (1, _EXTENDED_FEATURES) and not has_apic:
+        edx &= ~_EDX_APIC
+    return eax, ebx, ecx, edx

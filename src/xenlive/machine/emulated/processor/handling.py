@@ -41,7 +41,17 @@ from xenlive.machine.emulated.processor.delivery import (
     Fault,
     inject,
 )
-from xenlive.machine.emulated.processor.msr import MSR_TSC, Msrs
+from xenlive.machine.emulated.processor.lapic import (
+    MSR_X2APIC_FIRST,
+    MSR_X2APIC_LAST,
+    LocalApic,
+)
+from xenlive.machine.emulated.processor.msr import (
+    MSR_APIC_BASE,
+    MSR_TSC,
+    MSR_TSC_DEADLINE,
+    Msrs,
+)
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE, NonCanonical, PageFault
 from xenlive.machine.emulated.stop import UNSUPPORTED, GuestStop
 
@@ -90,6 +100,7 @@ class ExitHandler(Processor):
         self.hypervisor = hypervisor
         self.engine = engine
         self.msrs = Msrs()
+        self.apic = LocalApic(self._now_ns, self._look_again)
         self.physical = space
         self._backed = Backed(space)
         #: The last hypercalls, the newest at the end.
@@ -121,6 +132,14 @@ class ExitHandler(Processor):
 
     def _account(self, is_open: bool = False, is_inside: bool = False) -> None:
         """Adds to time what the engine has run."""
+        raise NotImplementedError
+
+    def _now_ns(self) -> int:
+        """The time, also in the middle of the engine's run."""
+        raise NotImplementedError
+
+    def _look_again(self) -> None:
+        """Ends the engine's run soon: an interrupt may be due."""
         raise NotImplementedError
 
     # ---- what the hypervisor may do ------------------------------------------------------
@@ -225,7 +244,7 @@ class ExitHandler(Processor):
 
     def _on_cpuid(self, _: Exit) -> None:
         length = self._instruction().length
-        intercepts.do_cpuid(self.engine, self.msrs, self.domid)
+        intercepts.do_cpuid(self.engine, self.msrs, self.domid, self.apic.is_present)
         self._skip(length or 2)
 
     def _on_read_msr(self, _: Exit) -> None:
@@ -242,6 +261,12 @@ class ExitHandler(Processor):
             return self.clock.now_ns + self._tsc_offset & _MASK64
         if number == MSR_HYPERCALL_PAGE:
             return 0
+        if number == MSR_APIC_BASE:
+            return self.apic.base
+        if number == MSR_TSC_DEADLINE:
+            return self.apic.read_deadline()
+        if MSR_X2APIC_FIRST <= number <= MSR_X2APIC_LAST:
+            return self.apic.read_msr(number)
         for value in (
             intercepts.read_processor_msr(self.engine, number),
             self.msrs.read(number),
@@ -264,6 +289,13 @@ class ExitHandler(Processor):
             return True
         if number == MSR_HYPERCALL_PAGE:
             return self._write_hypercall_page(value)
+        if number == MSR_APIC_BASE:
+            return self.apic.write_base(value)
+        if number == MSR_TSC_DEADLINE:
+            self.apic.write_deadline(value, self.clock.now_ns + self._tsc_offset & _MASK64)
+            return True
+        if MSR_X2APIC_FIRST <= number <= MSR_X2APIC_LAST:
+            return self.apic.write_msr(number, value)
         return (
             intercepts.write_processor_msr(self.engine, number, value)
             or self.msrs.write(number, value)

@@ -59,12 +59,12 @@ def _refuse() -> Fault:
     return Fault(GENERAL_PROTECTION)
 
 
-def do_cpuid(cpu: CpuState, msrs: Msrs, domid: int) -> None:
+def do_cpuid(cpu: CpuState, msrs: Msrs, domid: int, has_apic: bool) -> None:
     """CPUID, which a guest may have made a fault for its user mode."""
     if msrs.cpuid_faults and cpu.cpl:
         raise _refuse()
     leaf, subleaf = cpu.reg("rax") & _MASK32, cpu.reg("rcx") & _MASK32
-    values = cpuid.query(leaf, subleaf, domid, cpu.reg("cr4"))
+    values = cpuid.query(leaf, subleaf, domid, cpu.reg("cr4"), has_apic=has_apic)
     for name, value in zip(("rax", "rbx", "rcx", "rdx"), values, strict=True):
         cpu.set_reg(name, value)
 

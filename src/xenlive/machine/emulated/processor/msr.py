@@ -2,7 +2,8 @@
 
 Which exist and what they say at first was read with RDMSR in a PVH guest on Xen 4.17 (on QEMU 7.2).
 The rest gives a general protection fault, as Xen's `guest_rdmsr` and `guest_wrmsr` do. Registers
-that the processor itself works with (EFER, STAR, FS base ...) are not here: see `intercepts.py`.
+that the processor itself works with (EFER, STAR, FS base ...) are not here: see `intercepts.py`;
+nor are those of the local APIC (`lapic.py`).
 
 **Invariants.** `read` gives a value or None, `write` says whether it was taken; neither raises.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 MSR_TSC = 0x10
 MSR_APIC_BASE = 0x1B
+MSR_TSC_DEADLINE = 0x6E0
 MSR_MISC_FEATURES = 0x140
 CPUID_FAULTING = 1 << 0
 
@@ -19,7 +21,6 @@ _MASK64 = (1 << 64) - 1
 # First register, last register, value of each.
 _RANGES = (
     (0x000, 0x001, 0),  # machine check address and type of the Pentium
-    (0x01B, 0x01B, 0xFEE00900),  # local APIC: there, on the boot processor
     (0x02C, 0x02C, 0),
     (0x03B, 0x03B, 0),  # TSC adjustment
     (0x08B, 0x08B, 0x01000065),  # microcode
@@ -37,7 +38,6 @@ _RANGES = (
     (0x280, 0x29F, 0),  # machine check control 2
     (0x2FF, 0x2FF, 0x806),  # MTRRs on, write back
     (0x400, 0x47F, 0),  # machine check banks
-    (0x6E0, 0x6E0, 0),  # TSC deadline
     (0xC0000104, 0xC0000104, 0),
     (0xC0000408, 0xC000040A, 0x2000000000000000),
 )

@@ -11,7 +11,8 @@ somewhat more, and a world that has nothing to run lets time jump to the next ti
 waits for a timer in a loop gets there, and each run of it is the same.
 
 Upcalls are level-triggered, as Xen's are (`hvm_vcpu_has_pending_irq`): whenever vcpu_info says
-that one is pending and interrupts are on, the callback vector is delivered. The emulator can't say
+that one is pending and interrupts are on, the callback vector is delivered. A guest that gave the
+vcpu a vector of its own gets it through its local APIC, once for each. The emulator can't say
 when a guest turns interrupts on, so while one is held back the guest is looked at after a few
 blocks; their number varies, so that no loop stays out of step with it.
 
@@ -29,10 +30,11 @@ from xenlive.machine.emulated.processor.delivery import Event
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks
 from xenlive.machine.emulated.processor.handling import ExitHandler, HypercallRecord
-from xenlive.machine.emulated.stop import SPIN, GuestStop
+from xenlive.machine.emulated.stop import SHUTDOWN, SHUTDOWN_CRASH, SPIN, GuestStop
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.interface import Clock, Hypervisor
+    from xenlive.machine.emulated.processor.lapic import LocalApic
     from xenlive.machine.emulated.space import Space
 
 # What `run` came to.
@@ -55,6 +57,7 @@ class VcpuState(NamedTuple):
 
     engine: bytes
     msrs: dict[int, int]
+    apic: tuple[int, ...]
     recent: tuple[HypercallRecord, ...]
     waiting: tuple[bool, bool]
     counters: tuple[int, int, int, int]
@@ -63,13 +66,24 @@ class VcpuState(NamedTuple):
 
 
 class _Devices(EngineHooks):
-    """The hooks of the engine: time is the vcpu's, everything else is asked of `behind`."""
+    """The hooks of the engine: time is the vcpu's, a page the local APIC's, the rest `behind`'s."""
 
     def __init__(self, behind: EngineHooks) -> None:
+        self.behind = behind
+        self.apic: LocalApic | None = None
         self.read_port = behind.read_port  # type: ignore[method-assign]
         self.write_port = behind.write_port  # type: ignore[method-assign]
-        self.read_hole = behind.read_hole  # type: ignore[method-assign]
-        self.write_hole = behind.write_hole  # type: ignore[method-assign]
+
+    def read_hole(self, address: int, size: int) -> int:
+        if self.apic is not None and self.apic.covers(address):
+            return self.apic.load(address, size)
+        return self.behind.read_hole(address, size)
+
+    def write_hole(self, address: int, size: int, value: int) -> None:
+        if self.apic is not None and self.apic.covers(address):
+            self.apic.store(address, size, value)
+        else:
+            self.behind.write_hole(address, size, value)
 
 
 class Vcpu(ExitHandler):
@@ -90,6 +104,7 @@ class Vcpu(ExitHandler):
         hooks = _Devices(devices or EngineHooks())
         hooks.read_tsc = self._read_tsc  # type: ignore[method-assign]
         super().__init__(domid, space, hypervisor, clock, Engine(hooks), devices or EngineHooks())
+        hooks.apic = self.apic
         space.attach(self.engine)
         self.spin_limit = spin_limit
         #: Why the guest ended, once it has.
@@ -101,7 +116,7 @@ class Vcpu(ExitHandler):
         self._held_back = 0
         self._tsc_ns = 0
         self._deadline_ns: int | None = None
-        self._pauses = self._has_delivered = False
+        self._pauses = self._has_delivered = self._is_in_run = False
         self._forget_stop()
 
     def enter_pvh(self, entry: int, start_info: int) -> None:
@@ -110,6 +125,7 @@ class Vcpu(ExitHandler):
         self.engine.set_reg("rip", entry)
         self.engine.set_reg("rbx", start_info)
         self.msrs.reset()
+        self.apic.reset()
         self.ended = None
         self.is_blocked = self._was_woken = False
         self._quiet_blocks = self._held_back = 0
@@ -127,6 +143,7 @@ class Vcpu(ExitHandler):
         return VcpuState(
             self.engine.save(),
             self.msrs.save(),
+            self.apic.save(),
             tuple(self.recent),
             (self.is_blocked, self._was_woken),
             (self.blocks, self._quiet_blocks, self._held_back, self._tsc_offset),
@@ -144,6 +161,7 @@ class Vcpu(ExitHandler):
         """Goes back to what `save` gave, of this processor or another; also after its end."""
         self.engine.restore(state.engine)
         self.msrs.restore(state.msrs)
+        self.apic.restore(state.apic)
         self.recent.clear()
         self.recent.extend(state.recent)
         self.is_blocked, self._was_woken = state.waiting
@@ -205,13 +223,17 @@ class Vcpu(ExitHandler):
     def _begin(self, max_blocks: int) -> bool:
         """What comes before the engine's run: timers and interrupts. False if the guest waits."""
         self._fire_timers()
-        pending = self.hypervisor.pending_upcall()
-        if self.is_blocked and not pending and not self._was_woken:
+        self._take_orders()
+        upcall = self.hypervisor.pending_upcall()
+        vector = self.hypervisor.callback_vector() if upcall else 0
+        from_apic = 0 if vector else self._pending_in_apic(upcall)
+        wakes = upcall and (vector or not self.hypervisor.upcall_vector())
+        if self.is_blocked and not wakes and not from_apic and not self._was_woken:
             return False
         self.is_blocked = self._was_woken = False
         budget = min(max_blocks, _RUN_MAX)
-        if pending and (vector := self.hypervisor.callback_vector()):
-            budget = min(budget, self._deliver_upcall(vector))
+        if vector or from_apic:
+            budget = min(budget, self._deliver_interrupt(vector or from_apic, bool(from_apic)))
         if self._deadline_ns is not None:
             left_ns = max(self._deadline_ns - self.clock.now_ns, 0)
             budget = min(budget, left_ns // BLOCK_NS + 1)
@@ -231,7 +253,9 @@ class Vcpu(ExitHandler):
         budget, is_inside = self._open or (0, False)
         passes, is_step = self._told == self.engine.linear_rip, on_step is not None
         self._told, self._open, self._tsc_ns = None, None, 0
+        self._is_in_run = True
         found = self.engine.run(budget, goes_on=is_inside, is_step=is_step, passes=passes)
+        self._is_in_run = False
         is_open = found.kind in (exits.BREAKPOINT, exits.STOPPED)
         if is_open:
             self._open = self.engine.left, True
@@ -256,13 +280,44 @@ class Vcpu(ExitHandler):
         deadline = self.hypervisor.timer_deadline_ns()
         if deadline is not None and deadline <= self.clock.now_ns:
             self.hypervisor.timer_fired(self.clock.now_ns)
-            deadline = self.hypervisor.timer_deadline_ns()
-        self._deadline_ns = deadline
+        self.apic.fire(self.clock.now_ns)
+        self._deadline_ns = self.next_timer_ns()
 
-    def _deliver_upcall(self, vector: int) -> int:
-        """Delivers an upcall if the guest takes interrupts; how far it may run now."""
+    def next_timer_ns(self) -> int | None:
+        """When the next timer is due, of the hypervisor's and the local APIC's; None if none is."""
+        deadline, due = self.hypervisor.timer_deadline_ns(), self.apic.due_ns
+        if deadline is None or due is None:
+            return due if deadline is None else deadline
+        return min(deadline, due)
+
+    def _take_orders(self) -> None:
+        """What the guest told its local APIC to do to itself."""
+        apic = self.apic
+        if apic.crash:
+            raise GuestStop(SHUTDOWN, apic.crash, SHUTDOWN_CRASH)
+        if apic.init_pending:
+            apic.init_pending = False
+            self.hypervisor.vcpu_down()
+
+    def _pending_in_apic(self, upcall: bool) -> int:
+        """The vector that the local APIC would deliver now; 0 for none."""
+        apic, vector = self.apic, self.hypervisor.upcall_vector()
+        if vector:
+            # As `hvm_assert_evtchn_irq`; and `vlapic_reg_write`, for one that came too early.
+            if self.hypervisor.take_upcall() and apic.is_enabled:
+                apic.accept(vector)
+            if apic.was_enabled and upcall:
+                apic.accept(vector)
+        apic.was_enabled = False
+        found = apic.pending()
+        return 0 if apic.holds_back(found) else found
+
+    def _deliver_interrupt(self, vector: int, from_apic: bool) -> int:
+        """Delivers it if the guest takes interrupts; how far it may run now."""
         if self.engine.interrupts_on:
             self._held_back = 0
+            if from_apic:
+                self.apic.acknowledge(vector)
             self._inject(Event(vector, is_external=True))
             self._has_delivered = True
             return _RUN_MAX
@@ -279,10 +334,19 @@ class Vcpu(ExitHandler):
             what = f"no hypercall and no halt in {self._quiet_blocks} blocks of code"
             raise GuestStop(SPIN, what)
 
+    def _now_ns(self) -> int:
+        # In the middle of a run what it has executed so far is not on the clock yet.
+        if not self._is_in_run:
+            return self.clock.now_ns
+        return self.clock.now_ns + self.engine.running * BLOCK_NS + self._tsc_ns
+
+    def _look_again(self) -> None:
+        if self._is_in_run:
+            self.engine.limit(0)
+
     def _read_tsc(self) -> int:
-        # In the middle of a run: what it has executed so far is not on the clock yet.
         self._tsc_ns += RDTSC_NS
-        now = self.clock.now_ns + self.engine.running * BLOCK_NS + self._tsc_ns
+        now = self._now_ns()
         if self._deadline_ns is not None and now >= self._deadline_ns:
             self.engine.limit(0)
         return now + self._tsc_offset & _MASK64
