@@ -182,9 +182,11 @@ class ApicTimer:
         return (*count, due_ns, self._period_ns, self._scheduled_ns, self._ticks, self.is_issued)
 
     def restore(self, state: tuple[int, ...]) -> None:
-        """Goes back to what `save` gave."""
-        self._mode, self._start, divide, self._deadline_tsc, self._last_ns = state[:5]
-        due_ns, self._period_ns, self._scheduled_ns, self._ticks, is_issued = state[5:]
-        self._set_divide(divide)
+        """Goes back to what `save` gave. Any N_NUMBERS numbers are a state that can be."""
+        mode, start, divide, self._deadline_tsc, self._last_ns = state[:5]
+        due_ns, period_ns, self._scheduled_ns, self._ticks, is_issued = state[5:]
+        self._mode, self._start = mode & MODE_BITS, start & 0xFFFFFFFF
+        self._set_divide(divide & DIVIDE_BITS)
+        self._period_ns = max(period_ns, _PERIOD_MIN_NS) if period_ns else 0
         self.due_ns = None if due_ns < 0 else due_ns
         self.is_issued = bool(is_issued)

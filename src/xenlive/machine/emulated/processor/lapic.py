@@ -60,6 +60,7 @@ _SEND_ILLEGAL, _RECEIVE_ILLEGAL = 1 << 5, 1 << 6
 _BASE_ENABLED, _BASE_X2APIC, _BASE_BOOT = 1 << 11, 1 << 10, 1 << 8
 _BASE_BITS = ((1 << 40) - 0x1000) | _BASE_ENABLED | _BASE_X2APIC | _BASE_BOOT
 _MASK32 = (1 << 32) - 1
+_VECTORS = (1 << 256) - (1 << 16)
 
 _BLOCKS = {
     first + 0x10 * word: (first, 32 * word)
@@ -87,6 +88,12 @@ _X2APIC_WRITABLE = {
     ERROR_STATUS: 0,
 }
 
+# Registers that are kept as they were written, and how many numbers a saved state has.
+_SAVED = (
+    *(ID, VERSION, TASK_PRIORITY, LOGICAL_DESTINATION, DESTINATION_FORMAT, SPURIOUS),
+    *(ERROR_STATUS, LVT_CMCI, ICR, ICR_HIGH, *_LVT_MASKS),
+)
+N_NUMBERS = 7 + len(_SAVED) + ApicTimer.N_NUMBERS
 #: What `LocalApic.save` gives: numbers that only `restore` reads.
 ApicState = tuple[int, ...]
 
@@ -421,18 +428,21 @@ class LocalApic:
     # ---- snapshots -----------------------------------------------------------------------
 
     def save(self) -> ApicState:
-        """All there is, for `restore`."""
+        """All there is, as N_NUMBERS numbers, for `restore`."""
         flags = (self.nmi_pending, self.init_pending, self.was_enabled)
         vectors = (self._requested, self._in_service, self._trigger)
-        registers = (number for pair in sorted(self._registers.items()) for number in pair)
-        return (self.base, *map(int, flags), *vectors, *self._timer.save(), *registers)
+        registers = (self._registers[offset] for offset in _SAVED)
+        return (self.base, *map(int, flags), *vectors, *registers, *self._timer.save())
 
     def restore(self, state: ApicState) -> None:
-        """Goes back to what `save` gave."""
-        self.base = state[0]
+        """Goes back to what `save` gave. Any N_NUMBERS numbers are a state that can be."""
+        self.reset()
+        self.base = APIC_BASE_ADDRESS | state[0] & (_BASE_ENABLED | _BASE_X2APIC | _BASE_BOOT)
         self.nmi_pending, self.init_pending, self.was_enabled = map(bool, state[1:4])
-        self._requested, self._in_service, self._trigger = state[4:7]
-        rest = state[7 + ApicTimer.N_NUMBERS :]
-        self._timer.restore(state[7 : 7 + ApicTimer.N_NUMBERS])
-        self._registers = dict(zip(rest[::2], rest[1::2], strict=True))
-        self.crash = ""
+        self._requested, self._in_service, self._trigger = (n & _VECTORS for n in state[4:7])
+        registers = state[7 : 7 + len(_SAVED)]
+        self._registers = {
+            offset: value & _MASK32 for offset, value in zip(_SAVED, registers, strict=True)
+        }
+        self._registers[TASK_PRIORITY] &= 0xFF
+        self._timer.restore(state[7 + len(_SAVED) :])
