@@ -223,6 +223,14 @@ class Xenstore(StoreOperations):
         """Whether the server serves this domain."""
         return self.run(requests.is_domain_introduced(domid))
 
+    def introduce(self, domid: int, gfn: int, port: int) -> None:
+        """Has the server serve a domain by its ring. XenstoreError EINVAL if it can't."""
+        self.run(requests.introduce(domid, gfn, port))
+
+    def release(self, domid: int) -> None:
+        """Tells the server that a domain is no more. XenstoreError ENOENT if it has none such."""
+        self.run(requests.release(domid))
+
     def transaction(self) -> Transaction:
         """One transaction for a `with`: committed at its end. XenstoreError EAGAIN on conflict."""
         return Transaction(self, may_repeat=False)

@@ -164,6 +164,18 @@ def is_domain_introduced(domid: int) -> Request[bool]:
     return Request(xs_wire.XS_IS_DOMAIN_INTRODUCED, _strings(str(domid)), label, _truth)
 
 
+def introduce(domid: int, gfn: int, port: int) -> Request[None]:
+    """Has the server serve a domain by the ring that it has granted."""
+    payload = _strings(str(domid), str(gfn), str(port))
+    return Request(xs_wire.XS_INTRODUCE, payload, f"introduce domain {domid}", _ok)
+
+
+def release(domid: int) -> Request[None]:
+    """Tells the server that a domain is no more. ENOENT if it was not introduced."""
+    label = f"release domain {domid}"
+    return Request(xs_wire.XS_RELEASE, _strings(str(domid)), label, _ok)
+
+
 def control(*arguments: str) -> Request[str]:
     """Runs a control command of the server's, such as `help`; gives what it says."""
     return Request(xs_wire.XS_CONTROL, _strings(*arguments), f"control {arguments[0]}", _said)
