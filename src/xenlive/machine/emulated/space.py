@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xenlive.errors import BadAddress, OutOfSpace
 from xenlive.machine.emulated.spacememory import SpaceMemory
+from xenlive.machine.emulated.sparse import pieces
 from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ MAX_GFN = (1 << (40 - PAGE_SHIFT)) - 1
 
 # Frames of Xen's own: one shared info page, 64 grant frames, 8 status frames.
 N_XEN_FRAMES = 73
-
-#: Memory is saved in pieces of this many bytes, so that what did not change is kept once.
-PIECE_SIZE = 16 << 10
 
 # Machine frame numbers of different domains are this far apart: room for 64 GiB.
 _MFN_STRIDE = 1 << 24
@@ -166,6 +164,11 @@ class Space:
     def fd(self) -> int:
         """The memfd behind all frames: RAM of a domain below its hole lies at its own address."""
         return self._fd
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the memfd."""
+        return self._size
 
     @property
     def total_pages(self) -> int:
@@ -402,10 +405,10 @@ class Space:
 
     # ---- snapshots -----------------------------------------------------------------------
 
-    def save(self) -> SpaceState:
+    def save(self, with_memory: bool = True) -> SpaceState:
         """What stands where, and the bytes of all memory that is not zero, for `restore`."""
         return SpaceState(
-            tuple(self.pieces()),
+            tuple(self.pieces()) if with_memory else (),
             dict(self._moved),
             dict(self._gfn_of),
             self._fresh,
@@ -436,49 +439,8 @@ class Space:
             self.attach(self._mapper)
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """All memory that is not zero: places in the memfd, in order, each with PIECE_SIZE bytes.
-
-        The memory's end may cut the last one short. The same memory gives the same pieces.
-        """
-        last = -1
-        for start, end in self._used():
-            for at in range(start - start % PIECE_SIZE, end, PIECE_SIZE):
-                if at == last:
-                    continue
-                last = at
-                # Not through the mapping: that would give pages to what was never touched.
-                data = os.pread(self._fd, min(PIECE_SIZE, self._size - at), at)
-                if data.strip(b"\0"):
-                    yield at, data
-
-    def _used(self) -> Iterator[tuple[int, int]]:
-        """Start and end of each run of the memfd that has pages."""
-        end = 0
-        while end < self._size:
-            try:
-                start = os.lseek(self._fd, end, os.SEEK_DATA)
-            except OSError:
-                return  # nothing but holes from here on
-            end = os.lseek(self._fd, start, os.SEEK_HOLE)
-            yield start, end
-
-    def used_ram(self) -> Iterator[tuple[int, memoryview]]:
-        """Address and live bytes of the domain's own RAM that was ever used, lowest first.
-
-        What is left out reads as zeros. Pages that lie in a row are one piece.
-        """
-        used = list(self._used())
-        pieces: list[tuple[int, int, int]] = []
-        for gfn, count, address, _ in self.runs():
-            index = address - self._base >> PAGE_SHIFT
-            if 0 <= index < self.n_ram:  # neither Xen's nor somebody else's
-                start, end = index << PAGE_SHIFT, index + count << PAGE_SHIFT
-                for low, high in used:
-                    low, high = max(low, start), min(high, end)
-                    if low < high:
-                        pieces.append(((gfn << PAGE_SHIFT) + low - start, low, high))
-        for address, low, high in sorted(pieces):
-            yield address, self._view[low:high]
+        """All memory that is not zero, by its place in the memfd (`sparse.py`)."""
+        return pieces(self._fd, self._size)
 
     def close(self) -> None:
         """Closes the memfd. The mapping goes with the last view of it, whoever has that."""

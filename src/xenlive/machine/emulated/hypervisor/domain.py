@@ -85,6 +85,8 @@ class Domain(Hypervisor):
         self.peers = peers
         self.clock = clock
         self.e820 = list(e820)
+        #: The memory map as the toolstack made it.
+        self.boot_map = tuple(self.e820)
         self.handle = handle
         self.boot_s = BOOT_S
         self.shared = SharedInfo(space.xen_frame(0).view, self._on_upcall, self._on_event)
@@ -374,13 +376,13 @@ class Domain(Hypervisor):
         self._shutdown_code = None
         self.is_shut_down = False
 
-    def save(self) -> tuple[object, ...]:
+    def save(self, with_memory: bool = True) -> tuple[object, ...]:
         """All there is of the domain but its processor, for `restore`."""
-        parts = (self.space, self.events, self.grants, self.mappings, self.shared)
+        parts = (self.events, self.grants, self.mappings, self.shared)
         values = {name: getattr(self, name) for name in _PLAIN}
         values.update(e820=list(self.e820), console_io=bytearray(self.console_io))
         values.update(timers=self.timers.copy(), params=self.params.copy())
-        return (*(part.save() for part in parts), values)
+        return (self.space.save(with_memory), *(part.save() for part in parts), values)
 
     def restore(self, state: tuple[object, ...]) -> None:
         """Goes back to what `save` gave: it may be gone back to again.
