@@ -135,6 +135,11 @@ class Domain(Hypervisor):
         """Whether it may control others: the host's may, no guest."""
         return self.domid == HOST_DOMID
 
+    @property
+    def is_pv(self) -> bool:
+        """Whether it is a PV guest, whose frames are the machine's: so is Debian's domain 0."""
+        return self.domid == HOST_DOMID
+
     def find(self, call: str, domid: int) -> Domain:
         """A domain by its id or as DOMID_SELF (`rcu_lock_domain_by_any_id`), or ESRCH."""
         if domid == DOMID_SELF:
