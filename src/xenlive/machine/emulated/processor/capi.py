@@ -16,6 +16,13 @@ PROT_ALL, PROT_READ, PROT_READ_WRITE = 7, 1, 3
 HOOK_INTR, HOOK_INSN, HOOK_CODE, HOOK_BLOCK, HOOK_MEM_UNMAPPED = 1, 2, 4, 8, 7 << 4
 ERR_FETCH_UNMAPPED, ERR_FETCH_PROT = 8, 14
 REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
+#: The first of eight or sixteen; of 10 bytes, and of 16.
+REG_ST, REG_XMM = 114, 122
+#: Registers of the x87 unit and SSE with at most 8 bytes.
+REG_FLOAT = {
+    **{"fctrl": 246, "fstat": 31, "ftag": 247, "fiseg": 255, "fioff": 254},
+    **{"foseg": 257, "fooff": 256, "fop": 258, "mxcsr": 249},
+}
 #: Instructions that have hooks of their own.
 INSN = {"in": 218, "out": 500, "syscall": 699, "sysenter": 700, "rdtsc": 608, "rdtscp": 609}
 
@@ -61,6 +68,7 @@ _FUNCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("uc_emu_start", (pointer, uint64, uint64, uint64, size_t)),
     ("uc_emu_stop", (pointer,)),
     ("uc_reg_write", (pointer, int32, pointer)),
+    ("uc_reg_read", (pointer, int32, pointer)),
     ("uc_mem_map_ptr", (pointer, uint64, size_t, uint32, pointer)),
     ("uc_mmio_map", (pointer, uint64, size_t, OnLoad, pointer, OnStore, pointer)),
     ("uc_hook_del", (pointer, size_t)),

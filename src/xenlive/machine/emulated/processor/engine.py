@@ -54,6 +54,7 @@ from xenlive.machine.emulated.processor.cpustate import (
     CpuState,
 )
 from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit
+from xenlive.machine.emulated.processor.floats import FloatRegisters
 from xenlive.machine.emulated.processor.mappings import Mappings
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
 
@@ -102,6 +103,8 @@ class Engine(CpuState):
         self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
         self._control(capi.CTL_CPU_MODEL, capi.CPU_OPTERON_G5)
         self._control(capi.CTL_USE_EXITS, 1)
+        #: The registers of x87 and SSE.
+        self.floats = FloatRegisters(self._lib, self._uc, self._commit, self._load)
         self._callbacks: list[object] = []  # ctypes forgets them, Unicorn doesn't
         self._raised: BaseException | None = None
         self._exit: Exit | None = None
