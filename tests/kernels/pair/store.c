@@ -13,8 +13,9 @@
 enum { HC_sched_op = 29, HC_event_channel_op = 32, HC_hvm_op = 34 };
 enum { SCHED_poll = 3, EVTCHN_send = 4, HVM_get_param = 1 };
 enum { PARAM_store_pfn = 1, PARAM_store_evtchn = 2 };
-enum { XS_READ = 2, XS_WATCH = 4, XS_WRITE = 11, XS_SET_PERMS = 14, XS_WATCH_EVENT = 15 };
-enum { XS_ERROR = 16, RING = 1024, DOMID_SELF = 0x7ff0 };
+enum { XS_DIRECTORY = 1, XS_READ = 2, XS_WATCH = 4, XS_WRITE = 11, XS_RM = 13, XS_SET_PERMS = 14 };
+enum { XS_WATCH_EVENT = 15, XS_ERROR = 16, RING = 1024, DOMID_SELF = 0x7ff0 };
+enum { MAX_EVENTS = 8, MAX_PATH = 128 };
 
 #define SHARED 0xfeff7000ul /* where xen.c has the shared info page */
 
@@ -25,7 +26,8 @@ struct ring {
 
 static volatile struct ring *ring;
 static uint32_t port;
-static unsigned n_events;
+static unsigned n_events, n_taken_events;
+static char event_paths[MAX_EVENTS][MAX_PATH];
 
 static uint64_t param(uint32_t index)
 {
@@ -116,7 +118,17 @@ static void receive(void *bytes, unsigned n, unsigned size)
     }
 }
 
-/* The next message; its kind. Events are counted. */
+/* Counted, and the path kept; of more than MAX_EVENTS the oldest are forgotten. */
+static void keep_event(const char *path, unsigned size)
+{
+    char *to = event_paths[(n_taken_events + n_events++) % MAX_EVENTS];
+
+    size = size < MAX_PATH ? size : MAX_PATH - 1;
+    memcpy(to, path, size);
+    to[size] = 0;
+}
+
+/* The next message; its kind. Events are kept. */
 static uint32_t receive_message(char *payload, unsigned size, unsigned *length)
 {
     uint32_t head[4];
@@ -125,7 +137,7 @@ static uint32_t receive_message(char *payload, unsigned size, unsigned *length)
     receive(payload, head[3], size);
     *length = head[3];
     if (head[0] == XS_WATCH_EVENT)
-        n_events++;
+        keep_event(payload, head[3] < size ? head[3] : size);
     return head[0];
 }
 
@@ -164,6 +176,19 @@ int store_read(const char *path, char *value, unsigned size)
 
     value[n < 0 ? 0 : n] = 0;
     return n;
+}
+
+int store_list(const char *path, char *names, unsigned size)
+{
+    return request(XS_DIRECTORY, path, (unsigned)strlen(path) + 1, names, size);
+}
+
+int store_remove(const char *path)
+{
+    char answer[16];
+    int n = request(XS_RM, path, (unsigned)strlen(path) + 1, answer, sizeof(answer));
+
+    return n < 0 ? -EINVAL : 0;
 }
 
 int store_write(const char *path, const char *value)
@@ -213,4 +238,10 @@ void store_event(void)
     while (!n_events)
         receive_message(payload, sizeof(payload), &length);
     n_events--;
+    n_taken_events++;
+}
+
+const char *store_event_path(void)
+{
+    return event_paths[(n_taken_events - 1) % MAX_EVENTS];
 }

@@ -10,8 +10,12 @@ void store_start(void);
 /* Length of the value that is now in value, NUL after it; or the answer was an error: -ENOENT. */
 int store_read(const char *path, char *value, unsigned size);
 
+/* The same for the names of a node's children, a NUL after each. */
+int store_list(const char *path, char *names, unsigned size);
+
 /* 0, or -EINVAL for any error. */
 int store_write(const char *path, const char *value);
+int store_remove(const char *path);
 int store_watch(const char *path);
 
 /* The other domain may read the node, which is this one's own. */
@@ -19,6 +23,9 @@ int store_let_read(const char *path, unsigned owner, unsigned reader);
 
 /* Waits for a watch's event that was not waited for yet. */
 void store_event(void);
+
+/* The path that the event waited for last was about. */
+const char *store_event_path(void);
 
 /* ---- waiting, for whoever has a port ---- */
 

@@ -1,0 +1,582 @@
+/*
+ * Commands for a kernel with a 9pfs device and a Xenstore client, beside script.c's.
+ *
+ *   node PATH | nodes PATH | write PATH VALUE | gone PATH      one node: read, listed, ...
+ *   watch PATH | event             a watch, and the next event: its path is said
+ *   device ID | front NAME VALUE   which device; a node of its front end
+ *   back STATE                     waits until its back end is in that state
+ *   rings N ORDER                  rings in pages of RAM, or with a module in its pages, each with a
+ *                                  record, their indices from the first free one on
+ *   offer | connect                the front end's nodes; and both ends Connected
+ *   save INDEX | retake INDEX      ring 0's private indices to its record | ring 0 from a record
+ *   ring N                         which ring the requests go to
+ *   first N | there N | quiet | left            how the next request is sent: ninepfront.h
+ *   reply                          waits for one that was left
+ *   version | attach FID | walk FID NEW [NAME] | open FID MODE | create FID MODE PERMISSIONS NAME
+ *   get FID OFFSET COUNT | list FID | put FID OFFSET TEXT | pour FID OFFSET N | stat FID
+ *   clunk FID | remove FID
+ *   lie WORD VALUE | ref RING REF | port N | readonly REF | revoke REF
+ *                                  what an honest front end never does: a word of ring 0's
+ *                                  interface page, other references and ports, other grants
+ */
+
+#include "../pair/store.h"
+#include "ninepfront.h"
+#include "runtime.h"
+#include "script.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { TVERSION = 100, TATTACH = 104, TWALK = 110, TOPEN = 112, TCREATE = 114, TREAD = 116 };
+enum { TWRITE = 118, TCLUNK = 120, TREMOVE = 122, TSTAT = 124, NOFID = -1, RECORD_9PFS = 1 };
+enum { FIRST_REF = 8, INITIALISED = 3, CONNECTED = 4 };
+
+static struct ring rings[MAX_RINGS];
+static unsigned n_rings, device, which;
+static int store_runs;
+static char text[1024];
+
+static void need_store(void)
+{
+    if (!store_runs)
+        store_start();
+    store_runs = 1;
+}
+
+/* ---- words ---- */
+
+/* The next word, ended by a blank or a semicolon; skipped. */
+static const char *word(const char **at, unsigned *n)
+{
+    const char *start = *at;
+
+    while (**at && **at != ' ' && **at != ';')
+        ++*at;
+    *n = (unsigned)(*at - start);
+    while (**at == ' ')
+        ++*at;
+    return start;
+}
+
+static void copy_word(const char **at, char *to, unsigned size)
+{
+    unsigned n;
+    const char *from = word(at, &n);
+
+    if (n >= size)
+        panic("too long a word");
+    memcpy(to, from, n);
+    to[n] = 0;
+}
+
+static char *put_text(char *to, const char *from)
+{
+    size_t n = strlen(from);
+
+    memcpy(to, from, n + 1);
+    return to + n;
+}
+
+static char *put_number(char *to, unsigned value)
+{
+    char digits[10];
+    unsigned n = 0;
+
+    do
+        digits[n++] = (char)('0' + value % 10);
+    while (value /= 10);
+    while (n)
+        *to++ = digits[--n];
+    *to = 0;
+    return to;
+}
+
+/* ---- nodes ---- */
+
+static int say_node(const char *path)
+{
+    int n = store_read(path, text, sizeof(text));
+
+    if (n < 0)
+        return n;
+    say("%s = %s\n", path, text);
+    return n;
+}
+
+static int say_nodes(const char *path)
+{
+    int n = store_list(path, text, sizeof(text));
+
+    for (int at = 0; at < n; at += (int)strlen(text + at) + 1)
+        say("%s\n", text + at);
+    return n;
+}
+
+static int write_front(const char *name, const char *value)
+{
+    char path[128], *end;
+
+    need_store();
+    end = put_text(path, "device/9pfs/");
+    end = put_text(put_number(end, device), "/");
+    put_text(end, name);
+    return store_write(path, value);
+}
+
+static int write_front_number(const char *name, unsigned index, unsigned value)
+{
+    char full[32], digits[16];
+
+    put_number(put_text(full, name), index);
+    put_number(digits, value);
+    return write_front(full, digits);
+}
+
+static unsigned back_state(const char *path)
+{
+    const char *at = text;
+
+    return store_read(path, text, sizeof(text)) < 0 ? 0 : number(&at);
+}
+
+/* The state it is in when it is the one that is waited for, or one behind it. */
+static int await_back(unsigned state)
+{
+    char path[128], back[160], *end = put_text(path, "device/9pfs/");
+    unsigned found;
+
+    need_store();
+    put_text(put_number(end, device), "/backend");
+    if (store_read(path, back, sizeof(back) - 8) < 0)
+        return -ENOENT;
+    put_text(back + strlen(back), "/state");
+    store_watch(back);
+    for (found = back_state(back); found < state; found = back_state(back))
+        store_event();
+    return (int)found;
+}
+
+/* ---- rings ---- */
+
+static int module_pages(unsigned char **pages, unsigned n)
+{
+    struct kexec_9pfs record = {0, 0, 0, 0};
+    int index = posted_add(&module, RECORD_9PFS, &record, sizeof(record)), first;
+
+    if (index < 0)
+        return index;
+    first = posted_alloc(&module, (unsigned)index, n);
+    for (unsigned i = 0; first >= 0 && i < n; i++)
+        pages[i] = module.start + ((size_t)first + i) * PAGE;
+    return first < 0 ? first : index;
+}
+
+static int ram_pages(unsigned char **pages, unsigned n)
+{
+    uint32_t at = take_pages(&start, n, 0);
+
+    for (unsigned i = 0; at && i < n; i++)
+        pages[i] = (unsigned char *)(uintptr_t)at + (size_t)i * PAGE;
+    return at ? 0 : -ENOMEM;
+}
+
+static int save(unsigned index)
+{
+    struct kexec_9pfs record = {rings[0].ref, rings[0].port, rings[0].prod, rings[0].cons};
+
+    return posted_update(&module, index, RECORD_9PFS, &record, sizeof(record));
+}
+
+static int retake(unsigned index)
+{
+    struct kexec_9pfs record;
+    int result = posted_read(&module, index, &record, sizeof(record));
+
+    n_rings = 1;
+    if (!result)
+        result = take_ring(&rings[0], record.ring_ref, record.evtchn, record.prod_pvt_out,
+                           record.cons_pvt_in);
+    return result;
+}
+
+static int new_rings(unsigned n, unsigned order)
+{
+    unsigned char *pages[1 + (1 << MAX_ORDER)];
+    unsigned n_pages = 1 + (1u << order);
+
+    if (n > MAX_RINGS || order > MAX_ORDER)
+        return -EINVAL;
+    for (n_rings = 0; n_rings < n; n_rings++) {
+        int index = module.mod ? module_pages(pages, n_pages) : ram_pages(pages, n_pages);
+        int result = index < 0 ? index
+                               : make_ring(&rings[n_rings], pages, order,
+                                           FIRST_REF + n_rings * n_pages);
+
+        if (!result && module.mod && !n_rings)
+            result = save((unsigned)index);
+        if (result)
+            return result;
+    }
+    return 0;
+}
+
+static int offer(void)
+{
+    char digits[16];
+    int result = write_front("version", "1");
+
+    put_number(digits, n_rings);
+    result |= write_front("num-rings", digits);
+    for (unsigned i = 0; i < n_rings; i++) {
+        result |= write_front_number("ring-ref", i, rings[i].ref);
+        result |= write_front_number("event-channel-", i, rings[i].port);
+    }
+    return result | write_front("state", "3");
+}
+
+static int connect(void)
+{
+    int result = offer();
+
+    if (!result)
+        result = await_back(CONNECTED);
+    return result == CONNECTED ? write_front("state", "4") : -EBUSY;
+}
+
+/* ---- requests ---- */
+
+static struct ring *ring(void)
+{
+    if (which >= n_rings)
+        panic("no ring %u", which);
+    return &rings[which];
+}
+
+/* Sends it; the reply's type is looked at if it was waited for and is none of an error. */
+static int ask_for(unsigned type)
+{
+    int is_left = how.is_left, result = ask(ring());
+
+    if (!result && !is_left)
+        expect(type + 1);
+    return result;
+}
+
+static void begin(const char **at, unsigned type)
+{
+    message(type);
+    add(4, number(at));
+}
+
+static int say_version(void)
+{
+    unsigned n;
+    int result;
+
+    message(TVERSION);
+    add(4, MAX_MESSAGE);
+    add_text("9P2000.u", 8);
+    result = ask_for(TVERSION);
+    if (!result) {
+        say("msize %u, ", (unsigned)take(4));
+        n = (unsigned)take(2);
+        memcpy(text, take_bytes(n), n);
+        text[n] = 0;
+        say("%s\n", text);
+    }
+    return result;
+}
+
+static int attach(const char **at)
+{
+    begin(at, TATTACH);
+    add(4, (uint32_t)NOFID);
+    add_text("me", 2);
+    add_text("", 0);
+    add(4, 0);
+    return ask_for(TATTACH);
+}
+
+static int walk(const char **at)
+{
+    const char *name;
+    unsigned n;
+
+    begin(at, TWALK);
+    add(4, number(at));
+    name = word(at, &n);
+    add(2, n != 0);
+    if (n)
+        add_text(name, n);
+    return ask_for(TWALK);
+}
+
+static int create(const char **at)
+{
+    unsigned fid = number(at), mode = number(at), permissions = number(at), n;
+    const char *name = word(at, &n);
+
+    message(TCREATE);
+    add(4, fid);
+    add_text(name, n);
+    add(4, permissions);
+    add(1, mode);
+    add_text("", 0);
+    return ask_for(TCREATE);
+}
+
+static int ask_read(unsigned fid, uint64_t offset, unsigned count)
+{
+    message(TREAD);
+    add(4, fid);
+    add(8, offset);
+    add(4, count);
+    return ask_for(TREAD);
+}
+
+static int get(const char **at)
+{
+    unsigned fid = number(at), offset = number(at), count = number(at), n;
+    int result = ask_read(fid, offset, count);
+
+    if (result || !n_left())
+        return result;
+    n = (unsigned)take(4);
+    if (n >= sizeof(text))
+        return (int)n;
+    memcpy(text, take_bytes(n), n);
+    text[n] = 0;
+    say("%s\n", text);
+    return (int)n;
+}
+
+static void say_stat(void)
+{
+    unsigned mode, time, n, size = (unsigned)take(2);
+    unsigned left = n_left();
+    uint64_t length, number_of;
+
+    take_bytes(6);
+    take(1);
+    take(4);
+    number_of = take(8);
+    mode = (unsigned)take(4);
+    take(4);
+    time = (unsigned)take(4);
+    length = take(8);
+    n = (unsigned)take(2);
+    memcpy(text, take_bytes(n), n);
+    text[n] = 0;
+    say("%s: file %llx, mode %x, %llx bytes, time %u\n", text, (unsigned long long)number_of, mode,
+        (unsigned long long)length, time);
+    take_bytes(size - (left - n_left()));
+}
+
+static int list(unsigned fid)
+{
+    uint64_t offset = 0;
+    int n_entries = 0;
+
+    for (;;) {
+        int result = ask_read(fid, offset, 512);
+        unsigned n;
+
+        if (result)
+            return result;
+        n = (unsigned)take(4);
+        if (!n)
+            return n_entries;
+        for (offset += n; n_left(); n_entries++)
+            say_stat();
+    }
+}
+
+static int put(const char **at)
+{
+    unsigned fid = number(at), offset = number(at), n;
+    const char *from = word(at, &n);
+
+    message(TWRITE);
+    add(4, fid);
+    add(8, offset);
+    add(4, n);
+    add_data(from, n);
+    return ask_for(TWRITE);
+}
+
+static int pour(const char **at)
+{
+    unsigned fid = number(at), offset = number(at), n = number(at);
+
+    message(TWRITE);
+    add(4, fid);
+    add(8, offset);
+    add(4, n);
+    for (unsigned i = 0; i < n; i++)
+        add(1, 'a' + (offset + i) % 26);
+    return ask_for(TWRITE);
+}
+
+static int stat(const char **at)
+{
+    int result;
+
+    begin(at, TSTAT);
+    result = ask_for(TSTAT);
+    if (!result) {
+        take(2);
+        say_stat();
+    }
+    return result;
+}
+
+static int open(const char **at)
+{
+    begin(at, TOPEN);
+    add(1, number(at));
+    return ask_for(TOPEN);
+}
+
+static int with_fid(const char **at, unsigned type)
+{
+    begin(at, type);
+    return ask_for(type);
+}
+
+/* ---- commands ---- */
+
+static int run_store(const char **at, int *result)
+{
+    char path[128], value[128];
+
+    need_store();
+    if (is_word(at, "node")) {
+        copy_word(at, path, sizeof(path));
+        *result = say_node(path);
+    } else if (is_word(at, "nodes")) {
+        copy_word(at, path, sizeof(path));
+        *result = say_nodes(path);
+    } else if (is_word(at, "write")) {
+        copy_word(at, path, sizeof(path));
+        copy_word(at, value, sizeof(value));
+        *result = store_write(path, value);
+    } else if (is_word(at, "gone")) {
+        copy_word(at, path, sizeof(path));
+        *result = store_remove(path);
+    } else if (is_word(at, "watch")) {
+        copy_word(at, path, sizeof(path));
+        *result = store_watch(path);
+    } else if (is_word(at, "event")) {
+        store_event();
+        say("event %s\n", store_event_path());
+        *result = 0;
+    } else if (is_word(at, "front")) {
+        copy_word(at, path, sizeof(path));
+        copy_word(at, value, sizeof(value));
+        *result = write_front(path, value);
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+static int run_device(const char **at, int *result)
+{
+    unsigned a;
+
+    if (is_word(at, "device"))
+        *result = (int)(device = number(at));
+    else if (is_word(at, "back"))
+        *result = await_back(number(at));
+    else if (is_word(at, "rings"))
+        a = number(at), *result = new_rings(a, number(at));
+    else if (is_word(at, "offer"))
+        *result = offer();
+    else if (is_word(at, "connect"))
+        *result = connect();
+    else if (is_word(at, "save"))
+        *result = save(number(at));
+    else if (is_word(at, "retake"))
+        *result = retake(number(at));
+    else if (is_word(at, "ring"))
+        *result = (int)(which = number(at));
+    else
+        return 0;
+    return 1;
+}
+
+static int run_how(const char **at, int *result)
+{
+    *result = 0;
+    if (is_word(at, "first"))
+        how.bytes_first = number(at);
+    else if (is_word(at, "there"))
+        how.bytes_there = number(at);
+    else if (is_word(at, "quiet"))
+        how.is_quiet = 1;
+    else if (is_word(at, "left"))
+        how.is_left = 1;
+    else if (is_word(at, "reply"))
+        *result = await_reply(ring());
+    else
+        return 0;
+    return 1;
+}
+
+static int run_lie(const char **at, int *result)
+{
+    unsigned a;
+
+    *result = 0;
+    if (is_word(at, "lie"))
+        a = number(at), rings[0].interface[a] = number(at);
+    else if (is_word(at, "ref"))
+        a = number(at), rings[a].ref = number(at);
+    else if (is_word(at, "port"))
+        rings[0].port = number(at);
+    else if (is_word(at, "readonly"))
+        a = number(at), grant_page(a, 0, granted_page(a, 0), 1);
+    else if (is_word(at, "revoke"))
+        end_grant(number(at));
+    else
+        return 0;
+    return 1;
+}
+
+static int run_file(const char **at, int *result)
+{
+    if (is_word(at, "version"))
+        *result = say_version();
+    else if (is_word(at, "attach"))
+        *result = attach(at);
+    else if (is_word(at, "walk"))
+        *result = walk(at);
+    else if (is_word(at, "open"))
+        *result = open(at);
+    else if (is_word(at, "create"))
+        *result = create(at);
+    else if (is_word(at, "get"))
+        *result = get(at);
+    else if (is_word(at, "list"))
+        *result = list(number(at));
+    else if (is_word(at, "put"))
+        *result = put(at);
+    else if (is_word(at, "pour"))
+        *result = pour(at);
+    else if (is_word(at, "stat"))
+        *result = stat(at);
+    else if (is_word(at, "clunk"))
+        *result = with_fid(at, TCLUNK);
+    else if (is_word(at, "remove"))
+        *result = with_fid(at, TREMOVE);
+    else
+        return 0;
+    return 1;
+}
+
+int run_more(const char **at, int *result)
+{
+    return run_store(at, result) || run_device(at, result) || run_how(at, result) ||
+           run_lie(at, result) || run_file(at, result);
+}
