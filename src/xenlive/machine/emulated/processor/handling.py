@@ -110,8 +110,8 @@ class ExitHandler(Processor):
         self.on_event: Callable[[Event], None] | None = None
         #: Called before each exit is handled: nothing has come of that instruction yet.
         self.on_exit: Callable[[Exit], object] | None = None
-        #: Called after a control register was written, before what else came of that.
-        self.on_write_cr: Callable[[], object] | None = None
+        #: Called after a control register was written, with its number.
+        self.on_write_cr: Callable[[int], object] | None = None
         self.is_blocked = False
         self._devices = devices
         self._was_woken = False
@@ -310,12 +310,12 @@ class ExitHandler(Processor):
         self.engine.wrote(gfn * PAGE_SIZE, PAGE_SIZE)
         return True
 
-    def _on_write_cr(self, _: Exit) -> None:
+    def _on_write_cr(self, cause: Exit) -> None:
         intercepts.check_write_cr(self.engine, self._instruction())
         found = self.engine.run_past_write_cr()
         self._account()
         if self.on_write_cr is not None:
-            self.on_write_cr()
+            self.on_write_cr(cause.vector)
         self._handle(found)
 
     def _on_write_dr(self, _: Exit) -> None:
