@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from xenlive.cli.boot_files import read_file, split_word
+from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.options import json_option
 from xenlive.cli.up import SizeType
-from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.build import Module
     from xenlive.machine.emulated.world import Guest, World
 
-# The guest's memory at most: what is larger fits nowhere.
-_FILE_MAX_BYTES = 4 << 30
 _SECOND_NS = 1_000_000_000
 # A guest that looks busily for keys is no guest that spins, while somebody may press one.
 _SPIN_NEVER = 1 << 62
 
 _EPILOG = """\b
 Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft reset,
-19 other shutdown, 20 triple fault, 21 spins, 22 hung, 23 not supported, 24 time limit;
-1 can't boot, 2 usage, 130 Ctrl-C.
+19 other shutdown, 20 triple fault, 21 spins, 22 hung, 23 not supported, 24 time limit,
+25 stopped at an entry; 1 can't boot, 2 usage, 130 Ctrl-C.
 """
 
 
@@ -56,6 +54,7 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
     "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
 )
 @share_options
+@lens_options
 @json_option
 def boot_command(
     kernel: Path,
@@ -67,6 +66,7 @@ def boot_command(
     console_io: bool,
     as_json: bool,
     shares: Shares,
+    lens: Lens,
 ) -> int:
     """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
 
@@ -79,7 +79,11 @@ def boot_command(
     from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
     from xenlive.machine.emulated.world import WORLD_IDLE, World
 
-    image, handed = _read_file(kernel), [_module(word) for word in modules]
+    image, handed = read_file(kernel), [_module(word) for word in modules]
+    names = {
+        module.data: split_word(word)[0].name for word, module in zip(modules, handed, strict=True)
+    }
+    names[image] = kernel.name
     terminal, written = Terminal(_stdin()), bytearray()
     world = World()
     guest = world.add_guest(
@@ -93,16 +97,20 @@ def boot_command(
     guest.boot(image, cmdline, handed)
     terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
-    with terminal:
-        if world.run(terminal, until_ns=until_ns) == WORLD_IDLE:
-            world.give_up()
+    with lens:
+        lens.attach(world, guest, names, as_json)
+        with terminal:
+            if world.run(terminal, lens.is_stopped, until_ns) == WORLD_IDLE:
+                world.give_up()
+    lens.raise_failure()
     described = report.describe(guest)
     if as_json:
-        _print_json(world, guest, report.as_object(described), written)
+        _print_json(world, guest, report.as_object(described) | lens.as_object(), written)
     elif report.is_failure(guest.stop):
         for line in report.lines(described):
             click.echo(line, err=True)
-    return report.exit_code(guest.stop)
+    lens.say_what_did_not_happen()
+    return EXIT_AT_ENTRY if lens.is_stopped() else report.exit_code(guest.stop)
 
 
 def _print_json(world: World, guest: Guest, said: dict[str, Any], written: bytearray) -> None:
@@ -125,17 +133,5 @@ def _module(word: str) -> Module:
     """A module from `FILE` or `FILE=TEXT`."""
     from xenlive.machine.emulated.build import Module
 
-    path, _, text = word.partition("=")
-    return Module(_read_file(Path(path)), text)
-
-
-def _read_file(path: Path) -> bytes:
-    """A file's bytes; what would make its reader wait, or never end, is refused."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(str(path), 0, "is no regular file")
-        if status.st_size > _FILE_MAX_BYTES:
-            raise ConfigError(str(path), 0, "is larger than a guest's memory can be")
-        return file.read()
+    path, text = split_word(word)
+    return Module(read_file(path), text)

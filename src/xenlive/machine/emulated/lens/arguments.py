@@ -204,6 +204,8 @@ def _array(layout: Layout, place: int, count: int, is_64bit: bool, read: Read) -
 def _field(
     layout: Layout, name: str, value: Any, fields: dict[str, Any], is_64bit: bool, read: Read
 ) -> str:
+    if name in ("pad", "rsvd") and not value:
+        return ""
     if isinstance(value, bytes):
         return "" if not any(value) else f"{name}={value.hex()}"
     if name in _DOMAIN_FIELDS:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xenlive.abi.start_info import XEN_HVM_START_MAGIC_VALUE
 from xenlive.errors import ImageError
 from xenlive.kexec.elf import KernelImage, analyse_kernel
+from xenlive.machine.emulated.lens.pages import used_ram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,9 +129,11 @@ class Entries:
 
     # ---- leaving -------------------------------------------------------------------------
 
-    def _on_write_cr(self) -> None:
+    def _on_write_cr(self, number: int) -> None:
         if self._before is not None:
-            self._before()
+            self._before(number)
+        if number != 0:
+            return
         engine = self._guest.vcpu.engine
         if engine.reg("cr0") & _CR0_PG:
             self._disarm()
@@ -224,7 +227,7 @@ def _is_at_entry(known: Known, space: Space) -> bool:
 def _files_in(space: Space) -> Iterator[tuple[KernelImage, bytes]]:
     """PVH kernels whose files lie in a row in memory, and how they analyse."""
     found = 0
-    for _, piece in space.used_ram():
+    for _, piece in used_ram(space):
         data = bytes(piece)
         at = data.find(_ELF_MAGIC)
         while at >= 0 and found < _FILES_MAX:
@@ -252,7 +255,7 @@ def _size_of(elf: memoryview, image: KernelImage) -> int:
 def _notes_in(space: Space) -> Iterator[int]:
     """Entries that notes in memory name."""
     found = 0
-    for _, piece in space.used_ram():
+    for _, piece in used_ram(space):
         data = bytes(piece)
         for note in _NOTES:
             at = data.find(note)

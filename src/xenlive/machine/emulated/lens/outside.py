@@ -28,6 +28,7 @@ from xenlive.machine.emulated.build import load_kernel
 from xenlive.machine.emulated.hypervisor.evtchn import IPI, PIRQ, VIRQ
 from xenlive.machine.emulated.lens.entries import Left
 from xenlive.machine.emulated.lens.handover import read_start_info
+from xenlive.machine.emulated.lens.pages import used_ram
 from xenlive.machine.emulated.space import RAM
 from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
 from xenlive.memory.e820 import MemoryMap, MemoryRange
@@ -100,7 +101,7 @@ class NextKernels:
         module = find_kexec_module(info, memory)[0] if info is not None else None
         if module is None:
             ranges = MemoryMap(MemoryRange(*part) for part in guest.domain.e820)
-            used = [(address, len(piece)) for address, piece in guest.domain.space.used_ram()]
+            used = [(address, len(piece)) for address, piece in used_ram(guest.domain.space)]
             try:
                 module = find_surviving_module(memory, ranges, (), used)
             except OutOfSpace:

@@ -10,10 +10,11 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
+from xenlive.machine.emulated.sparse import used
+from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE, PhysAddr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from xenlive.machine.emulated.hypervisor.domain import Domain
@@ -25,6 +26,26 @@ Pages = dict[int, bytes]
 _ZEROS = bytes(PAGE_SIZE)
 
 
+def used_ram(space: Space) -> Iterator[tuple[int, memoryview]]:
+    """Address and live bytes of the domain's own RAM that was ever used, lowest first.
+
+    What is left out reads as zeros. Pages that lie in a row are one piece.
+    """
+    in_use = list(used(space.fd, space.size_bytes))
+    pieces: list[tuple[int, int]] = []
+    for gfn, count, buffer, _ in space.runs():
+        index = buffer - space.base_address >> PAGE_SHIFT
+        if 0 <= index < space.n_ram:  # neither Xen's nor somebody else's
+            start, end = index << PAGE_SHIFT, index + count << PAGE_SHIFT
+            for low, high in in_use:
+                low, high = max(low, start), min(high, end)
+                if low < high:
+                    pieces.append(((gfn << PAGE_SHIFT) + low - start, high - low))
+    memory = space.memory()
+    for address, size in sorted(pieces):
+        yield address, memory.view(PhysAddr(address), size)
+
+
 def digest_of(page: bytes) -> bytes:
     """What stands for a page's bytes."""
     return hashlib.blake2b(page, digest_size=16).digest()
@@ -33,7 +54,7 @@ def digest_of(page: bytes) -> bytes:
 def pages_of(space: Space) -> Pages:
     """All pages as they are now."""
     found: Pages = {}
-    for address, piece in space.used_ram():
+    for address, piece in used_ram(space):
         for at in range(0, len(piece), PAGE_SIZE):
             page = bytes(piece[at : at + PAGE_SIZE])
             if page != _ZEROS:
@@ -78,7 +99,7 @@ def write_image(domain: Domain, path: Path) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, end)
-        for address, piece in domain.space.used_ram():
+        for address, piece in used_ram(domain.space):
             for start, stop in _parts(domain, address, address + len(piece)):
                 data = piece[start - address : stop - address]
                 while data:

@@ -1,0 +1,35 @@
+"""Files that `xenlive boot` is told of: kernels and modules, read whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from xenlive.errors import ConfigError
+
+# The guest's memory at most: what is larger fits nowhere.
+_FILE_MAX_BYTES = 4 << 30
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes; what would make its reader wait, or never end, is refused.
+
+    ConfigError or OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(str(path), 0, "is no regular file")
+        if status.st_size > _FILE_MAX_BYTES:
+            raise ConfigError(str(path), 0, "is larger than a guest's memory can be")
+        return file.read()
+
+
+def split_word(word: str) -> tuple[Path, str]:
+    """Path and text of `FILE[=TEXT]`; a file whose name has that form is one."""
+    path, equals, text = word.partition("=")
+    if equals and os.path.exists(word):
+        return Path(word), ""
+    return Path(path), text
