@@ -19,10 +19,8 @@ REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
 #: The first of eight or sixteen; of 10 bytes, and of 16.
 REG_ST, REG_XMM = 114, 122
 #: Registers of the x87 unit and SSE with at most 8 bytes.
-REG_FLOAT = {
-    **{"fctrl": 246, "fstat": 31, "ftag": 247, "fiseg": 255, "fioff": 254},
-    **{"foseg": 257, "fooff": 256, "fop": 258, "mxcsr": 249},
-}
+_FLOAT_NAMES = ("fstat", "fctrl", "ftag", "mxcsr", "fioff", "fiseg", "fooff", "foseg", "fop")
+REG_FLOAT = dict(zip(_FLOAT_NAMES, (31, 246, 247, 249, 254, 255, 256, 257, 258), strict=True))
 #: Instructions that have hooks of their own.
 INSN = {"in": 218, "out": 500, "syscall": 699, "sysenter": 700, "rdtsc": 608, "rdtscp": 609}
 
