@@ -37,7 +37,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_EINVAL,
     XEN_ENOENT,
     XEN_ENOSPC,
-    XEN_EOPNOTSUPP,
+    XEN_ENOSYS,
 )
 from xenlive.errors import HypercallError
 
@@ -385,5 +385,5 @@ class HandlerDelivery(Delivery):
         return MAX_PORT + 1
 
     def set_priority(self, port: int, priority: int) -> None:
-        """There are no queues with priorities here: EOPNOTSUPP."""
-        raise HypercallError("EVTCHNOP_set_priority", XEN_EOPNOTSUPP, "no queues")
+        """There are no queues with priorities here: ENOSYS."""
+        raise HypercallError("EVTCHNOP_set_priority", XEN_ENOSYS, "no queues")

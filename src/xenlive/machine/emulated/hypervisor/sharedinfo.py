@@ -26,7 +26,7 @@ from xenlive.abi.hypercalls.shared_info import (
     VCPU_TIME_INFO,
     WC_SEC_HI_32,
 )
-from xenlive.abi.hypercalls.xen import XEN_EOPNOTSUPP
+from xenlive.abi.hypercalls.xen import XEN_ENOSYS
 from xenlive.errors import HypercallError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SharedInfo:
 
     def set_priority(self, port: int, priority: int) -> None:
         """There are no queues in this form (`evtchn_port_set_priority`)."""
-        raise HypercallError("EVTCHNOP_set_priority", XEN_EOPNOTSUPP, "events have no queues")
+        raise HypercallError("EVTCHNOP_set_priority", XEN_ENOSYS, "events have no queues")
 
     @property
     def _mask(self) -> int:

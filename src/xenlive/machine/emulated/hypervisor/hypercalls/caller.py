@@ -62,7 +62,11 @@ class Caller:
         self.processor.write_virtual(self._wrap(address), data)
 
     def _wrap(self, address: int) -> int:
-        return address & (0xFFFFFFFFFFFFFFFF if self.is_64bit else 0xFFFFFFFF)
+        if not self.is_64bit:
+            return address & 0xFFFFFFFF
+        # Xen's own walk of the guest's tables (`guest_walk_tables`) looks at 48 bits.
+        address &= (1 << 48) - 1
+        return address | -(address >> 47) << 48 & (1 << 64) - 1
 
     def form(self, wide: Layout, narrow: Layout) -> Layout:
         """The form of a structure that this caller uses."""

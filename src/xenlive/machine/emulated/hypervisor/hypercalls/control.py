@@ -42,10 +42,13 @@ _PLATFORM_BYTES = 136
 # Numbers of domctls whose domain is looked up in another way than that of all others.
 _CREATEDOMAIN = 1
 _GETDOMAININFO = 5
+_SHADOW_OP = 10
 _TEST_ASSIGN_DEVICE = 45
 _ASSIGN_DEVICE = 37
 _DEASSIGN_DEVICE = 47
-_VM_EVENT_OP = 56
+
+# MMU_UPDATE_PREEMPTED: the count of a call that goes on.
+_PREEMPTED = 1 << 31
 
 _DM_BUFFER_BYTES = 16
 _MAX_DM_BUFFERS = 2
@@ -90,7 +93,7 @@ def _names_no_domain(command: int, domid: int) -> bool:
         return True
     if command in (_ASSIGN_DEVICE, _DEASSIGN_DEVICE):
         return domid == DOMID_IO
-    return command in (_TEST_ASSIGN_DEVICE, _VM_EVENT_OP) and domid == DOMID_INVALID
+    return command == _TEST_ASSIGN_DEVICE and domid == DOMID_INVALID
 
 
 def _validate_version(caller: Caller, call: str, arg: int, size: int, version: int) -> bytes:
@@ -101,9 +104,25 @@ def _validate_version(caller: Caller, call: str, arg: int, size: int, version: i
     return head
 
 
+def paging_domctl_cont(caller: Caller, arg: int) -> int:
+    """How a long operation on another's memory goes on (`do_paging_domctl_cont`)."""
+    call = "paging_domctl_cont"
+    head = caller.read(arg, _DOMCTL_BYTES)
+    command, version = (int.from_bytes(head[at : at + 4], "little") for at in (0, 4))
+    if version != _DOMCTL_VERSION or command != _SHADOW_OP:
+        raise HypercallError(call, XEN_EOPNOTSUPP, f"command {command} of version {version:#x}")
+    caller.domain.find_by_id(call, int.from_bytes(head[8:10], "little"))
+    raise HypercallError(call, XEN_EPERM, "not for guests")
+
+
 def mmuext_op(caller: Caller, ops: int, count: int, done: int, domid: int) -> int:
     """Page tables of PV guests, which a PVH guest has none of."""
-    domid &= 0xFFFFFFFF
+    domid, count = domid & 0xFFFFFFFF, count & 0xFFFFFFFF
+    if count == _PREEMPTED and not ops:
+        # What Xen itself calls to go on; it gives the domain back.
+        return domid
+    if not caller.is_64bit and not count & ~_PREEMPTED:
+        return 0  # compat_mmuext_op has nothing to translate
     if domid in (DOMID_IO, DOMID_XEN):
         raise HypercallError("mmuext_op", XEN_EPERM, f"domain {domid}")
     if domid == DOMID_SELF:

@@ -76,13 +76,14 @@ def _copy_one(domain: Domain, op: dict[str, Any]) -> None:
 
 
 def _owner(domain: Domain, domid: int, by_ref: bool) -> Domain:
+    try:
+        owner = domain.find(_COPY, domid)
+    except HypercallError as unknown:
+        raise GrantError(_COPY, abi.GNTST_bad_domain, unknown.why) from None
     if domid != DOMID_SELF and not by_ref:
         why = f"a page of domain {domid} by its frame number"
         raise GrantError(_COPY, abi.GNTST_permission_denied, why)
-    try:
-        return domain.find(_COPY, domid)
-    except HypercallError as unknown:
-        raise GrantError(_COPY, abi.GNTST_bad_domain, unknown.why) from None
+    return owner
 
 
 def _end(domain: Domain, owner: Domain, what: int, by_ref: bool, readonly: bool) -> _End:

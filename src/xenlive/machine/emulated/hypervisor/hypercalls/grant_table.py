@@ -16,6 +16,7 @@ from xenlive.abi.hypercalls import grant_table as abi
 from xenlive.abi.hypercalls.xen import XEN_EINVAL, XEN_ENOSYS
 from xenlive.errors import HypercallError
 from xenlive.machine.emulated.hypervisor.grants import GrantError
+from xenlive.machine.emulated.hypervisor.hypercalls.caller import FAULTS
 from xenlive.machine.emulated.hypervisor.hypercalls.grant_copy import copy
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _unmap(caller: Caller, arg: int, count: int) -> None:
 
 
 def _setup_table(caller: Caller, arg: int, count: int) -> None:
+    if not count and not caller.is_64bit:
+        return  # compat_grant_table_op never gets there
     _validate_one("GNTTABOP_setup_table", count)
     layout = caller.form(abi.GNTTAB_SETUP_TABLE, abi.GNTTAB_SETUP_TABLE_32)
     op = caller.read_struct(layout, arg)
@@ -80,11 +83,22 @@ def _setup_table(caller: Caller, arg: int, count: int) -> None:
     elif not domain.grants.grow(op["nr_frames"]):
         status = abi.GNTST_general_error
     else:
-        for index in range(op["nr_frames"]):
-            frame = domain.grants.shared_frame(index)
-            gfn = domain.space.gfn_of(frame) if frame is not None else None
-            caller.write_word(op["frame_list"], index, _NO_FRAME if gfn is None else gfn)
+        status = _tell_frames(caller, domain, op["frame_list"], op["nr_frames"])
     caller.write_field(layout, arg, "status", status)
+
+
+def _tell_frames(caller: Caller, domain: Domain, frame_list: int, count: int) -> int:
+    """Where the table's pages stand. The status that Xen gives if that can't be stored."""
+    status = abi.GNTST_okay
+    for index in range(count):
+        frame = domain.grants.shared_frame(index)
+        gfn = domain.space.gfn_of(frame) if frame is not None else None
+        try:
+            caller.write_word(frame_list, index, _NO_FRAME if gfn is None else gfn)
+        except FAULTS:
+            # compat_grant_table_op sets the status of its own copy, which nobody gets.
+            status = abi.GNTST_bad_virt_addr if caller.is_64bit else abi.GNTST_okay
+    return status
 
 
 def _query_size(caller: Caller, arg: int, count: int) -> None:

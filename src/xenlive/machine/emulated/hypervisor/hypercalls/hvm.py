@@ -58,7 +58,10 @@ def _param(caller: Caller, call: str, arg: int) -> tuple[dict[str, int], Domain]
     op = caller.read_struct(abi.XEN_HVM_PARAM, arg)
     if op["index"] >= abi.HVM_NR_PARAMS:
         raise HypercallError(call, XEN_EINVAL, f"no parameter {op['index']}")
-    return op, caller.domain.find(call, op["domid"])
+    target = caller.domain.find(call, op["domid"])
+    if target.is_pv:
+        raise HypercallError(call, XEN_EINVAL, f"domain {target.domid} has no parameters")
+    return op, target
 
 
 def _flush_tlbs(caller: Caller, arg: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.abi.hypercalls import memory as abi
 from xenlive.abi.hypercalls.xen import (
+    XEN_EACCES,
     XEN_EINVAL,
     XEN_ENOSYS,
     XEN_EOPNOTSUPP,
@@ -213,11 +214,20 @@ def _set_memory_map(caller: Caller, arg: int, start: int) -> int:
 
 def _machphys_mfn_list(caller: Caller, arg: int, start: int) -> int:
     """Where Xen's own table of the machine is; this one has none, so the list is empty."""
-    _validate_whole("XENMEM_machphys_mfn_list", start)
-    size = caller.word_bytes
-    caller.read(arg, 2 * size + 8 if caller.is_64bit else 12)
-    caller.write(arg + 2 * size, bytes(4))
+    call = "XENMEM_machphys_mfn_list"
+    _validate_whole(call, start)
+    if not caller.is_64bit:
+        return _machphys_compat_mfn_list(caller, arg, start)
+    caller.read(arg, 24)
+    caller.write(arg + 16, bytes(4))
     return 0
+
+
+def _machphys_compat_mfn_list(caller: Caller, arg: int, start: int) -> int:
+    """The same table for PV guests of 32 bits, whom Debian's Xen does not run."""
+    call = "XENMEM_machphys_compat_mfn_list"
+    _validate_whole(call, start)
+    raise HypercallError(call, XEN_EOPNOTSUPP, "no PV guests of 32 bits")
 
 
 def _none_shared(caller: Caller, arg: int, start: int) -> int:
@@ -279,13 +289,10 @@ def _reserved_device_memory_map(caller: Caller, arg: int, start: int) -> int:
 
 
 def _acquire_resource(caller: Caller, arg: int, start: int) -> int:
-    call = "XENMEM_acquire_resource"
-    layout = caller.form(abi.XEN_MEM_ACQUIRE_RESOURCE, abi.XEN_MEM_ACQUIRE_RESOURCE_32)
-    op = caller.read_struct(layout, arg)
-    if op["pad"] or op["frame"] + op["nr_frames"] >> 32:
-        raise HypercallError(call, XEN_EINVAL, "padding or a frame beyond 32 bits")
-    caller.domain.find_remote(call, op["domid"])
-    raise HypercallError(call, XEN_EPERM, "not for guests")
+    """Nothing for a guest whose own memory is translated (`arch_acquire_resource_check`)."""
+    if not caller.is_64bit:
+        caller.read_struct(abi.XEN_MEM_ACQUIRE_RESOURCE_32, arg)
+    raise HypercallError("XENMEM_acquire_resource", XEN_EACCES, "not for HVM guests")
 
 
 def _validate_no_start(call: str, start: int) -> None:
@@ -317,7 +324,7 @@ _OPERATIONS: dict[int, Callable[[Caller, int, int], int]] = {
     abi.XENMEM_access_op: _access_op,
     abi.XENMEM_add_to_physmap_batch: physmap.add_to_physmap_batch,
     abi.XENMEM_claim_pages: _claim_pages,
-    abi.XENMEM_machphys_compat_mfn_list: _machphys_mfn_list,
+    abi.XENMEM_machphys_compat_mfn_list: _machphys_compat_mfn_list,
     abi.XENMEM_get_vnumainfo: _get_vnumainfo,
     abi.XENMEM_reserved_device_memory_map: _reserved_device_memory_map,
     abi.XENMEM_acquire_resource: _acquire_resource,

@@ -121,10 +121,17 @@ def add_to_physmap_batch(caller: Caller, arg: int, start: int) -> int:
 
 def _target(caller: Caller, call: str, domid: int, space: int) -> Domain:
     domain = caller.domain.find(call, domid)
+    validate_translated(call, domain)
     if space == abi.XENMAPSPACE_dev_mmio:
         raise HypercallError(call, XEN_EACCES, "devices are not for guests")
     caller.domain.validate_target(call, domain)
     return domain
+
+
+def validate_translated(call: str, domain: Domain) -> None:
+    """Refuses a domain whose frames are the machine's (`paging_mode_translate`)."""
+    if domain.is_pv:
+        raise HypercallError(call, XEN_EACCES, f"domain {domain.domid} is a PV guest")
 
 
 def _add_one(domain: Domain, space: int, idx: int, gfn: int) -> None:
@@ -180,6 +187,7 @@ def remove_from_physmap(caller: Caller, arg: int, start: int) -> int:
     layout = caller.form(abi.XEN_REMOVE_FROM_PHYSMAP, abi.XEN_REMOVE_FROM_PHYSMAP_32)
     op = caller.read_struct(layout, arg)
     domain = caller.domain.find(call, op["domid"])
+    validate_translated(call, domain)
     caller.domain.validate_target(call, domain)
     mapping = domain.space.lookup(op["gpfn"])
     if mapping is None or mapping.is_foreign:

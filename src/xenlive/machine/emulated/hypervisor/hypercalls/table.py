@@ -58,6 +58,7 @@ _HANDLERS: dict[int, tuple[Callable[..., int], int]] = {
     abi.HYPERVISOR_xenpmu_op: (control.xenpmu_op, 0),
     abi.HYPERVISOR_dm_op: (control.dm_op, 3),
     abi.HYPERVISOR_hypfs_op: (control.hypfs_op, 0),
+    abi.HYPERVISOR_arch_1: (control.paging_domctl_cont, 1),
 }
 
 # Number: where its operations are named, how their names begin, and which argument says which.
