@@ -304,7 +304,7 @@ def test_domains_come_and_go(store: Store) -> None:
     store.toolstack.watch("@introduceDomain", heard.append)
     store.toolstack.watch("@releaseDomain", heard.append)
     heard.clear()
-    store.service.domain_stopped()
+    store.service.domain_stopped(store.fronts[0].ring)
     front = store.fronts[0]
     store.service.release(front.ring)
     remove_guest(store.toolstack, front.domain)

@@ -30,6 +30,8 @@ from xenlive.machine.emulated.stop import STUCK, GuestStop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xenlive.machine.emulated.backends.store import Store
+
 # What `run` came to.
 WORLD_ENDED = "ended"  # no guest can go on; `Guest.stop` says why
 WORLD_IDLE = "idle"  # all guests wait, and nothing can come: `give_up` ends them as stuck
@@ -144,14 +146,15 @@ class Part(Protocol):
 class World:
     """Guests and what they share. The first one added gets domain id 1.
 
-    As a context manager it closes itself.
+    `make_store` makes its Xenstore, which is in this process if nothing else is said. As a context
+    manager it closes itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, make_store: Callable[[Domain, Clock], Store] = StoreService) -> None:
         self.clock = Clock()
         self.peers: dict[int, Domain] = {}
         self.host = Domain.host(self.peers, self.clock)
-        self.store = StoreService(self.host, self.clock)
+        self.store = make_store(self.host, self.clock)
         self.toolstack = self.store.client()
         start_store(self.toolstack)
         self.guests: list[Guest] = []
@@ -184,7 +187,9 @@ class World:
 
         `sink` gets what it writes to its console, and with `has_console_io` to Xen's own.
         """
-        domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
+        domid = self.store.new_domid()
+        if domid is None:
+            domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
         guest = self.make_guest(domid, name, memory_bytes, sink, spin_limit)
         guest.domain.has_console_io = has_console_io
         self.guests.append(guest)
@@ -315,4 +320,4 @@ class World:
     def _end(self, guest: Guest, stop: GuestStop | None) -> None:
         guest.stop = stop
         guest.console.pump()
-        self.store.domain_stopped()
+        self.store.domain_stopped(guest.store)

@@ -30,8 +30,8 @@ from xenlive.machine.emulated.backends.xenbus import DevicePlace, XenbusBackEnd
 from xenlive.ninep.server import Session
 
 if TYPE_CHECKING:
+    from xenlive.machine.emulated.backends.store import StoreClient
     from xenlive.machine.emulated.backends.xenbus import FrontEnd
-    from xenlive.machine.emulated.backends.xenstore import StoreClient
     from xenlive.machine.emulated.hypervisor.domain import Domain
     from xenlive.machine.emulated.hypervisor.grantmap import BackEndGrants
 

@@ -22,8 +22,8 @@ from xenlive.abi.xenbus import XenbusStateInitialising
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.backends.ninepfs import Share
+    from xenlive.machine.emulated.backends.store import StoreClient
     from xenlive.machine.emulated.backends.xenbus import DevicePlace
-    from xenlive.machine.emulated.backends.xenstore import StoreClient
     from xenlive.machine.emulated.hypervisor.domain import Domain
 
 # What the C console daemon may keep of a guest's output, as libxl says.

@@ -40,7 +40,7 @@ from xenlive.abi.xenbus import (
 from xenlive.errors import HypercallError, PeerError, XenstoreError
 
 if TYPE_CHECKING:
-    from xenlive.machine.emulated.backends.xenstore import StoreClient
+    from xenlive.machine.emulated.backends.store import StoreClient
 
 _U32_MAX = 0xFFFFFFFF
 _DIGITS_MAX = 10
