@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xenlive.cli.boot_files import read_file, split_word
+from xenlive.cli.boot_files import about, read_file, split_word
 from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.options import json_option
@@ -94,7 +94,8 @@ def boot_command(
         has_console_io=console_io,
     )
     shares.add_to(guest)
-    guest.boot(image, cmdline, handed)
+    with about(kernel):
+        guest.boot(image, cmdline, handed)
     terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
     with lens:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from xenlive.errors import ConfigError
+from xenlive.errors import ConfigError, ImageError
 
 # The guest's memory at most: what is larger fits nowhere.
 _FILE_MAX_BYTES = 4 << 30
@@ -18,13 +20,25 @@ def read_file(path: Path) -> bytes:
     ConfigError or OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(str(path), 0, "is no regular file")
         if status.st_size > _FILE_MAX_BYTES:
             raise ConfigError(str(path), 0, "is larger than a guest's memory can be")
-        return file.read()
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """An ImageError in the body is about this file: a ConfigError that says which."""
+    try:
+        yield
+    except ImageError as error:
+        raise ConfigError(str(path), 0, str(error)) from None
 
 
 def split_word(word: str) -> tuple[Path, str]:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from xenlive.cli.boot_files import read_file, split_word
+from xenlive.cli.boot_files import about, read_file, split_word
 from xenlive.dump.live import RAM_NAME
 from xenlive.errors import ConfigError
 
@@ -226,7 +226,8 @@ class Lens:
         for word in self._wanted.next_words:
             path, cmdline = split_word(word)
             elf = read_file(path)
-            analyse_kernel(elf)  # what is none is told before anything runs
+            with about(path):
+                analyse_kernel(elf)  # what is none is told before anything runs
             kernels.append(NextKernel(path.name, elf, cmdline))
         self._next = NextKernels(guest, entries, kernels)
 

@@ -62,7 +62,7 @@ class NextKernels:
         #: Those that are still to come.
         self.waiting = list(kernels)
         #: Why one could not be entered; the guest ended then.
-        self.failure: ImageError | ConfigError | None = None
+        self.failure: ConfigError | None = None
         for kernel in kernels:
             entries.know(kernel.elf, kernel.name)
         guest.on_stop = self._on_stop
@@ -70,10 +70,11 @@ class NextKernels:
     def _on_stop(self, stop: GuestStop) -> bool:
         if stop.kind != stops.SHUTDOWN or stop.code not in _REASONS or not self.waiting:
             return False
+        kernel = self.waiting.pop(0)
         try:
-            self._enter(self.waiting.pop(0), _REASONS[stop.code])
+            self._enter(kernel, _REASONS[stop.code])
         except (ImageError, ConfigError) as error:
-            self.failure = error
+            self.failure = ConfigError(kernel.name, 0, f"can't be entered: {error}")
             return False
         return True
 
