@@ -18,6 +18,7 @@ from xenlive.abi.xs_wire import (
 )
 from xenlive.errors import ConfigError, ImageError
 from xenlive.machine.emulated import world as world_module
+from xenlive.machine.emulated.backends.xenstore import StoreService
 from xenlive.machine.emulated.lens.snapshot import (
     Snapshot,
     digest_of,
@@ -189,12 +190,13 @@ def test_open_transactions_go_along(worlds_to_close: list[World]) -> None:
     heard: list[str] = []
     world.toolstack.watch("/made", lambda path: heard.append(f"1 {path}"))
     world.toolstack.watch("/", lambda path: heard.append(f"2 {path}"))
-    server, other = world.store.server, world.store.client()
-    receive = server.receive
+    service = world.store
+    assert isinstance(service, StoreService)
+    connection = service.client().connection
 
     def ask(message: bytes) -> bytes:
-        receive(other.connection, message)
-        return other.connection.take()
+        service.server.receive(connection, message)
+        return connection.take()
 
     world.toolstack.write("/old/a", "1")
     first = int(ask(request(XS_TRANSACTION_START, b"\0"))[16:-1])
@@ -207,7 +209,7 @@ def test_open_transactions_go_along(worlds_to_close: list[World]) -> None:
     def commit() -> tuple[list[bytes], list[str], str]:
         heard.clear()
         answers = [ask(request(XS_TRANSACTION_END, b"T\0", tx)) for tx in (first, second)]
-        world.store.settle()
+        service.settle()
         return answers, list(heard), digest_of(world)
 
     results = []

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xenlive.abi.xs_wire import XENSTORE_ABS_PATH_MAX, XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG
-from xenlive.errors import XenstoreError
+from xenlive.errors import ConfigError, XenstoreError
+from xenlive.machine.emulated.backends.xenstore import StoreRing, StoreService
 from xenlive.machine.emulated.lens.snapshot_forms import (
     Choice,
     Data,
@@ -111,7 +112,7 @@ _STORE = Fields(
 
 def save_store(world: World) -> Any:
     """The store of a world in plain form."""
-    server = world.store.server
+    server = _service(world).server
     store = server.store
     names = _names(world)
     return _STORE.save(
@@ -131,9 +132,17 @@ def save_store(world: World) -> Any:
     )
 
 
+def _service(world: World) -> StoreService:
+    """The store of a world, if it is in this process; ConfigError if it is another's."""
+    if not isinstance(world.store, StoreService):
+        raise ConfigError("snapshot", 0, "Xenstore is in another process, and can't be kept")
+    return world.store
+
+
 def _names(world: World) -> dict[Connection, tuple[str, int]]:
-    names = {guest.store.connection: ("ring", guest.domain.domid) for guest in world.guests}
-    clients = enumerate(world.store.clients())
+    rings = ((guest.store, guest.domain.domid) for guest in world.guests)
+    names = {r.connection: ("ring", domid) for r, domid in rings if isinstance(r, StoreRing)}
+    clients = enumerate(_service(world).clients())
     return names | {client.connection: ("client", index) for index, client in clients}
 
 
@@ -292,9 +301,9 @@ class LoadedStore:
 
     def put_into(self, world: World) -> None:
         """Makes it the store of `world`, whose guests are those of the snapshot."""
-        server = world.store.server
+        server = _service(world).server
         by_name = {name: conn for conn, name in _names(world).items()}
-        handlers = {client.connection: client.tokens() for client in world.store.clients()}
+        handlers = {client.connection: client.tokens() for client in _service(world).clients()}
         server.store, server.watches = self.store, Watches()
         server.introduced = self._fields["introduced"]
         watches: list[tuple[int, Watch]] = []
