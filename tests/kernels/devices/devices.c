@@ -11,7 +11,7 @@
  *   save INDEX | retake INDEX      ring 0's private indices to its record | ring 0 from a record
  *   ring N                         which ring the requests go to
  *   first N | there N | quiet | left            how the next request is sent: ninepfront.h
- *   reply                          waits for one that was left
+ *   reply | kick                   waits for one that was left | notifies the other end
  *   version | attach FID | walk FID NEW [NAME] | open FID MODE | create FID MODE PERMISSIONS NAME
  *   get FID OFFSET COUNT | list FID | put FID OFFSET TEXT | pour FID OFFSET N | stat FID
  *   clunk FID | remove FID
@@ -272,13 +272,13 @@ static void begin(const char **at, unsigned type)
 static int say_version(void)
 {
     unsigned n;
-    int result;
+    int result, is_left = how.is_left;
 
     message(TVERSION);
     add(4, MAX_MESSAGE);
     add_text("9P2000.u", 8);
     result = ask_for(TVERSION);
-    if (!result) {
+    if (!result && !is_left) {
         say("msize %u, ", (unsigned)take(4));
         n = (unsigned)take(2);
         memcpy(text, take_bytes(n), n);
@@ -519,6 +519,8 @@ static int run_how(const char **at, int *result)
         how.is_left = 1;
     else if (is_word(at, "reply"))
         *result = await_reply(ring());
+    else if (is_word(at, "kick"))
+        notify(ring());
     else
         return 0;
     return 1;

@@ -135,7 +135,7 @@ int take_ring(struct ring *ring, uint32_t ref, uint32_t port, uint32_t prod, uin
     return ring->interface[OUT_PROD] == prod && ring->interface[IN_CONS] == cons ? 0 : -EINVAL;
 }
 
-static void notify(struct ring *ring)
+void notify(struct ring *ring)
 {
     long result =
         hypercall(HC_event_channel_op, EVTCHN_send, (long)&ring->port, 0, 0, 0);

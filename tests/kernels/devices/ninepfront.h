@@ -40,6 +40,9 @@ int make_ring(struct ring *ring, unsigned char *const *pages, unsigned order, un
 /* The ring that the kernel before left, by its grants: -EINVAL if they are not such. */
 int take_ring(struct ring *ring, uint32_t ref, uint32_t port, uint32_t prod, uint32_t cons);
 
+/* Tells the other end that there is something to see. */
+void notify(struct ring *ring);
+
 /* ---- messages: begun, filled, sent; then the reply's fields are taken in order ---- */
 
 void message(unsigned type);
