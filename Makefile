@@ -35,12 +35,17 @@ campaign: $(VENV)/.ready
 	$(BIN)/python -m xenlive.sim --chain --matrix
 	$(BIN)/python -m xenlive.sim --chain --seeds $(SEEDS)
 
+# The small C kernels of the tests, to boot by hand (docs/boot.md).
+.PHONY: kernels
+kernels: $(VENV)/.ready
+	@cd tests && ../$(BIN)/python -m kernels ../build/kernels
+
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml

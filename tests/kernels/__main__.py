@@ -1,0 +1,34 @@
+"""Builds the C kernels of the tests for whoever wants to boot them: `make kernels`.
+
+Each does what its command line says; the comment at the head of its C file has the words.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kernels.building import have_tools
+from kernels.devices.device_kernel import device_kernel
+from kernels.handover.script_kernel import script_kernel
+from kernels.pair.pair_kernel import pair_kernel
+
+KERNELS = {"script": script_kernel, "pair": pair_kernel, "device": device_kernel}
+
+
+def main(folder: Path) -> int:
+    """Writes `NAME-BITS.elf` for each kernel, for 64 and 32 bits."""
+    if not have_tools():
+        sys.stderr.write("the kernels are built by gcc and ld: install them (Debian: gcc)\n")
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, build in KERNELS.items():
+        for bits in (64, 32):
+            path = folder / f"{name}-{bits}.elf"
+            path.write_bytes(build(bits))
+            sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
