@@ -7,11 +7,15 @@ import mmap
 import os
 import select
 import time
+from collections.abc import Callable
 
+from conformance.servers import XenliveServer
 from xenstore.talk import HEADER, Message, decode
 
 from xenlive.abi import xs_ring
 from xenlive.abi.xs_wire import XS_ERROR, XS_WATCH_EVENT, XSD_SOCKMSG
+from xenlive.client.blocking import Xenstore
+from xenlive.client.requests import Permission
 from xenlive.machine.hosted.joining import Membership
 
 PAGE_SIZE = 4096
@@ -135,3 +139,29 @@ class FakeGuest:
         self.membership.close()
         for fd in (self.memory, self.hears, self.rings):
             os.close(fd)
+
+
+def connect(server: XenliveServer) -> Xenstore:
+    """A client as domain 0."""
+    return Xenstore.connect(server.socket_path, timeout_s=60.0)
+
+
+def introduce(dom0: Xenstore, guest: FakeGuest) -> FakeGuest:
+    """What a toolstack does for a domain."""
+    home = dom0.get_domain_path(guest.domid)
+    dom0.write(f"{home}/name", f"guest {guest.domid}")
+    dom0.mkdir(f"{home}/data")
+    reads = [Permission(0, "n"), Permission(guest.domid, "r")]
+    dom0.set_perms(home, reads)
+    dom0.set_perms(f"{home}/name", reads)
+    dom0.set_perms(f"{home}/data", [Permission(guest.domid, "n")])
+    dom0.introduce(guest.domid, 0xFEFFC, PORT)
+    return guest
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    """Waits for what comes in its own time."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < until_s, what
+        time.sleep(0.01)

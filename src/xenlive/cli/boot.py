@@ -12,6 +12,7 @@ import click
 from xenlive.cli.boot_files import about, read_file, split_word
 from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
+from xenlive.cli.boot_store import store_option, world_with_store
 from xenlive.cli.options import json_option
 from xenlive.cli.up import SizeType
 
@@ -55,6 +56,7 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
 )
 @share_options
 @lens_options
+@store_option
 @json_option
 def boot_command(
     kernel: Path,
@@ -66,6 +68,7 @@ def boot_command(
     console_io: bool,
     as_json: bool,
     shares: Shares,
+    store_rundir: Path | None,
     lens: Lens,
 ) -> int:
     """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
@@ -77,7 +80,7 @@ def boot_command(
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated.lens import report
     from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
-    from xenlive.machine.emulated.world import WORLD_IDLE, World
+    from xenlive.machine.emulated.world import WORLD_IDLE
 
     image, handed = read_file(kernel), [_module(word) for word in modules]
     names = {
@@ -85,12 +88,12 @@ def boot_command(
     }
     names[image] = kernel.name
     terminal, written = Terminal(_stdin()), bytearray()
-    world = World()
+    world = click.get_current_context().with_resource(world_with_store(store_rundir, terminal))
     guest = world.add_guest(
         name,
         memory,
         written.extend if as_json else terminal.show,
-        spin_limit=_SPIN_NEVER if terminal.is_interactive else SPIN_LIMIT,
+        spin_limit=_SPIN_NEVER if terminal.is_real_time else SPIN_LIMIT,
         has_console_io=console_io,
     )
     shares.add_to(guest)

@@ -1,11 +1,12 @@
 """The user's terminal as the console of an emulated guest.
 
     keys ──stdin──▶ console.type        guest's output ──▶ stdout
+    other processes ──▶ sources         (a Xenstore that is served elsewhere)
     Ctrl-C, SIGTERM ──▶ an exception at the next `poll`, or at once in `wait` and `show`
 
-With a terminal at stdin, idle guests wait in real time, so that a clock in the guest goes as fast
-as one on the wall and a waiting guest costs nothing. With a file or a pipe nobody waits: time
-jumps, and with a file the same run is the same.
+With a terminal at stdin, or other processes around, idle guests wait in real time, so that a clock
+in the guest goes as fast as one on the wall and a waiting guest costs nothing. With a file or a
+pipe nobody waits: time jumps, and with a file the same run is the same.
 
 **Invariants.** Whatever ends the `with` block, an exception or a signal that can be caught, the
 terminal and the signals' handlers are as they were before. Reading never waits, except in `wait`
@@ -24,7 +25,7 @@ import termios
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from xenlive.machine.emulated.world import Outside
 
@@ -32,6 +33,16 @@ _READ_MAX = 4096
 _DISABLED = b"\0"  # _POSIX_VDISABLE on Linux and the BSDs
 _INPUT, _LOCAL, _CHARACTERS = 0, 3, 6  # places in what tcgetattr gives
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Source(Protocol):
+    """What else may have something for the guests, in its own time."""
+
+    def fileno(self) -> int:
+        """Readable when `ready` has something to do; -1 when nothing will come any more."""
+
+    def ready(self) -> object:
+        """Hands over what has come, without waiting."""
 
 
 class Terminal(Outside):
@@ -46,11 +57,13 @@ class Terminal(Outside):
         #: Where what is typed goes: the console of a guest.
         self.type_in: Callable[[bytes], object] = bytes
         self.is_interactive = fd is not None and os.isatty(fd)
+        self._sources: list[Source] = []
         self._tty: int | None = None
         self._before: list[Any] = []
         self._handlers: dict[signal.Signals, Any] = {}
         self._signal: int | None = None
         self._is_waiting = False
+        self._others: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Terminal:
         for number in _SIGNALS:
@@ -91,6 +104,15 @@ class Terminal(Outside):
         if number is not None:
             raise SystemExit(128 + number)
 
+    def listen(self, source: Source) -> None:
+        """Hears of `source`, too; from now on time goes as on the wall while guests wait."""
+        self._sources.append(source)
+
+    @property
+    def is_real_time(self) -> bool:
+        """Whether waiting really takes as long as it does for the guests."""
+        return self.is_interactive or bool(self._sources)
+
     def show(self, data: bytes) -> None:
         """Writes to stdout what the guest wrote, byte for byte."""
         self._is_waiting = True
@@ -101,35 +123,75 @@ class Terminal(Outside):
         finally:
             self._is_waiting = False
 
+    # ---- other descriptors ---------------------------------------------------------------
+
+    def watch(self, fd: int, function: Callable[[], object]) -> None:
+        """Calls `function` whenever the descriptor `fd` can be read: between slices of the guests.
+
+        Nothing but that comes of it: guests that wait go on waiting for as long as before, and the
+        time that `function` takes is nobody's.
+        """
+        self._others[fd] = function
+
+    def unwatch(self, fd: int) -> None:
+        """Ends what `watch` began."""
+        self._others.pop(fd, None)
+
+    def wait_for(self, fd: int) -> None:
+        """Waits until `fd` can be read, however long. Ctrl-C and SIGTERM raise at once."""
+        self._is_waiting = True
+        try:
+            self._raise_signal()
+            select.select([fd], [], [])
+        finally:
+            self._is_waiting = False
+
     # ---- what a world asks ---------------------------------------------------------------
 
     def poll(self) -> None:
         self._raise_signal()
-        if self._fd is not None and self._is_ready(self._fd, 0):
-            self._read(self._fd)
+        self._take(self._ready(0))
 
     @property
     def is_open(self) -> bool:
-        return self._fd is not None
+        return self._fd is not None or any(source.fileno() >= 0 for source in self._sources)
 
     def wait(self, time_ns: int | None, has_timer: bool) -> int | None:
-        if self._fd is None or (has_timer and not self.is_interactive):
+        if not self.is_open or (has_timer and not self.is_real_time):
             return None  # time jumps
-        if not self.is_interactive:
+        if not self.is_real_time:
             time_ns = None  # time stands still until there is input, or no more of it
-        started_ns = time.monotonic_ns()
-        self._is_waiting = True
-        try:
-            self._raise_signal()
-            is_ready = self._is_ready(self._fd, None if time_ns is None else time_ns / 1e9)
-        finally:
-            self._is_waiting = False
-        if not is_ready or not self._read(self._fd):
-            return None
-        return time.monotonic_ns() - started_ns if self.is_interactive else 0
+        waited_ns = 0
+        while True:
+            left_s = None if time_ns is None else max(time_ns - waited_ns, 0) / 1e9
+            started_ns = time.monotonic_ns()
+            self._is_waiting = True
+            try:
+                self._raise_signal()
+                ready = self._ready(left_s)
+            finally:
+                self._is_waiting = False
+            waited_ns += time.monotonic_ns() - started_ns
+            if self._take(ready):
+                return waited_ns if self.is_real_time else 0
+            if not self._others.keys() & ready:
+                return None
 
-    def _is_ready(self, fd: int, timeout_s: float | None) -> bool:
-        return bool(select.select([fd], [], [], timeout_s)[0])
+    def _ready(self, timeout_s: float | None) -> list[int]:
+        """Which descriptors can be read, after `timeout_s` at most."""
+        fds = [source.fileno() for source in self._sources if source.fileno() >= 0]
+        fds += [*self._others, *([] if self._fd is None else [self._fd])]
+        return select.select(fds, [], [], timeout_s)[0] if fds else []
+
+    def _take(self, ready: list[int]) -> bool:
+        """Hands over what has come; whether there was something for a guest."""
+        for fd in ready:
+            if fd in self._others:
+                self._others[fd]()
+        found = [source for source in self._sources if source.fileno() in ready]
+        for source in found:
+            source.ready()
+        return (self._fd in ready and self._read(self._fd)) or bool(found)
 
     def _read(self, fd: int) -> bool:
         """Types what can be read; False at the end of it, after which nothing is read any more."""

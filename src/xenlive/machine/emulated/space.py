@@ -25,6 +25,7 @@ stay where they were at boot.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 from dataclasses import dataclass
@@ -130,8 +131,10 @@ class Space:
             raise OutOfSpace("pages of RAM", used, max_pages)
         self.max_gfn = max((end - 1 for _, end, _ in self._runs), default=0)
         self._size = (max_pages + N_XEN_FRAMES) * PAGE_SIZE
-        self._fd = os.memfd_create(f"domain-{domid}")
+        self._fd = os.memfd_create(f"domain-{domid}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, self._size)
+        # Other processes may map some of it: one that became shorter would end them.
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self._mmap = mmap.mmap(self._fd, self._size)
         self._buffer = ctypes.c_char.from_buffer(self._mmap)
         self._base = ctypes.addressof(self._buffer)
