@@ -38,7 +38,7 @@ campaign: $(VENV)/.ready
 # The small C kernels of the tests, to boot by hand (docs/boot.md).
 .PHONY: kernels
 kernels: $(VENV)/.ready
-	@cd tests && ../$(BIN)/python -m kernels ../build/kernels
+	@PYTHONPATH=tests $(BIN)/python -m kernels build/kernels
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
