@@ -3,13 +3,11 @@
     kernel A ── kexec ──▶ entry of B: processor as a PVH kernel expects it? start info and module
                                        sound? ── all that was not handed over is poisoned ──▶ B ...
 
-An entry is known by a breakpoint at the image's own, with the processor in 32-bit code: nothing of
-the kernel has run yet.
+An entry is known as `lens/entries.py` knows it, and what is poisoned is `lens/handover.py`'s.
 
 **Invariants.** What is kept of memory at an entry is exact to the byte: the image's segments, the
 start info block, which is one run of bytes with all that it points to in it, and the modules. What
-a kernel answered is looked at by the
-tests, what it was entered with by `Lab`.
+a kernel answered is looked at by the tests, what it was entered with by `Lab`.
 """
 
 from __future__ import annotations
@@ -20,22 +18,23 @@ from typing import NamedTuple
 
 import pytest
 
-from xenlive.kexec.elf import KernelImage, analyse_kernel
+from xenlive.kexec.elf import KernelImage
 from xenlive.kexec.find import find_kexec_module
 from xenlive.kexec.module import KexecModule
 from xenlive.kexec.start_info import StartInfo, parse_start_info
 from xenlive.kexec.verify import verify
-from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
-from xenlive.machine.emulated.hypervisor.domain import Domain
-from xenlive.machine.emulated.interface import Clock
-from xenlive.machine.emulated.processor.vcpu import RUN_HALTED, Vcpu
+from xenlive.machine.emulated.build import Loaded, Module, load_kernel
+from xenlive.machine.emulated.lens.entries import Entries, Entry
+from xenlive.machine.emulated.lens.handover import block_of, processor_problems
+from xenlive.machine.emulated.lens.poison import poison_all_but
+from xenlive.machine.emulated.processor.vcpu import RUN_HALTED
 from xenlive.machine.emulated.stop import GuestStop
+from xenlive.machine.emulated.world import World
 from xenlive.memory.address import PAGE_SIZE, PhysAddr, round_up
 
 MEMORY_BYTES = 16 << 20
 POISON = 0xA5
 BLOCK_ALIGN = 8
-_FLAT = {"cs": 0x00C09B00, "ds": 0x00C09300, "es": 0x00C09300, "ss": 0x00C09300}
 
 
 class Entered(NamedTuple):
@@ -74,25 +73,23 @@ class Lab:
         self, *kernels: bytes, memory_bytes: int = MEMORY_BYTES, poison: int | None = POISON
     ) -> None:
         self.kernels = kernels
-        self.clock = Clock()
-        peers: dict[int, Domain] = {}
-        Domain.host(peers, self.clock)
-        self.domain = make_domain(1, memory_bytes, peers, self.clock)
-        self.domain.has_console_io = True
+        self._world = World()
+        self.guest = self._world.add_guest(memory_bytes=memory_bytes, has_console_io=True)
+        self.clock, self.domain, self.vcpu = self._world.clock, self.guest.domain, self.guest.vcpu
         self.space = self.domain.space
         self.memory = self.space.memory()
-        self.vcpu = Vcpu(1, self.space, self.domain, self.clock)
         self.entered: list[Entered] = []
         #: Whether entries are looked at.
         self.is_watching = True
         #: Whether a block that points out of itself fails the test here, and not by its effects.
         self.is_strict = True
-        self._images = [analyse_kernel(kernel) for kernel in kernels]
         self._poison = poison
         self._stop_at = 0
         self._runs = list(self.space.runs())
-        for entry in {image.entry for image in self._images}:
-            self.vcpu.points.add(entry, self._on_entry)
+        entries = Entries(self.guest)
+        for kernel in kernels:
+            entries.know(kernel)
+        entries.on_entry.append(self._on_entry)
 
     # ---- running -------------------------------------------------------------------------
 
@@ -159,43 +156,32 @@ class Lab:
 
     def close(self) -> None:
         """Gives processor and memory back."""
-        self.vcpu.engine.close()
-        self.space.close()
+        self._world.close()
 
     # ---- entries -------------------------------------------------------------------------
 
-    def _on_entry(self) -> None:
-        if not self.is_watching or len(self.entered) == len(self._images):
+    def _on_entry(self, entry: Entry) -> None:
+        if not self.is_watching or len(self.entered) == len(self.kernels):
             return
-        image, engine = self._images[len(self.entered)], self.vcpu.engine
-        if engine.linear_rip == image.entry and engine.code_bits == 32:
-            self._check_processor()
-            self.entered.append(self._look(image, engine.reg("rbx")))
-            if self._poison is not None:
-                self._poison_all_but(self.entered[-1].kept)
-            if self._stop_at and len(self.entered) > self._stop_at:
-                raise StoppedAtEntry
+        assert processor_problems(self.guest) == []
+        assert entry.known.elf == self.kernels[len(self.entered)]
+        assert entry.known.image is not None
+        self.entered.append(self._look(entry.known.image, entry))
+        if self._poison is not None:
+            poison_all_but(self.domain, self.entered[-1].kept, self._poison)
+        if self._stop_at and len(self.entered) > self._stop_at:
+            raise StoppedAtEntry
 
-    def _check_processor(self) -> None:
-        """docs/misc/pvh.pandoc: 32 bit, flat, cr0 with PE alone, cr4 nothing, no IF, TF, VM."""
-        engine = self.vcpu.engine
-        assert (engine.code_bits, engine.cpl) == (32, 0)
-        assert (engine.reg("cr0"), engine.reg("cr4")) == (0x11, 0)
-        assert not engine.reg("efer") & 0x500
-        assert not engine.eflags & 0x20300
-        for name, flags in _FLAT.items():
-            segment = engine.segment(name)
-            found = (segment.base, segment.limit, segment.flags & 0x00F0FF00)
-            assert found == (0, 0xFFFFFFFF, flags), name
-
-    def _look(self, image: KernelImage, address: int) -> Entered:
+    def _look(self, image: KernelImage, entry: Entry) -> Entered:
         # What is behind each frame, RAM or nothing, is as it was when the domain was made.
         assert list(self.space.runs()) == self._runs
+        address = entry.start_info
         info = parse_start_info(self.memory, PhysAddr(address))
         module, reason = find_kexec_module(info, self.memory)
         assert reason == ""
-        kept = [*image.touched(), self._block(info, address)]
-        kept += [(paddr, size) for paddr, size, _ in info.modules]
+        block, others = block_of(self.guest, info, address)
+        assert not (self.is_strict and others), f"{others} is not in the block at {address:#x}"
+        kept = [*image.touched(), block, *((paddr, size) for paddr, size, _ in info.modules)]
         if self.entered:  # by kexec, and not by who built the domain
             assert address == round_up(image.end, BLOCK_ALIGN)
             before = self.entered[-1].info
@@ -208,29 +194,6 @@ class Lab:
             found = (int(module.address), module.size_bytes, page)
             module.release()
         return Entered(address, info, found, sorted(kept))
-
-    def _block(self, info: StartInfo, address: int) -> tuple[int, int]:
-        """Address and size of the block: no pointer in it leads out of it, but for modules."""
-        parts = [part for part in info.reserved() if part not in [m[:2] for m in info.modules]]
-        for _, _, cmdline in info.modules:
-            if cmdline:
-                line, _, _ = self.space.read(cmdline, PAGE_SIZE).partition(b"\0")
-                parts.append((cmdline, len(line) + 1))
-        end = address
-        for at, size in sorted(parts):
-            if end <= at < end + BLOCK_ALIGN:
-                end = at + size
-            else:
-                assert not self.is_strict, f"{at:#x} is not in the block at {address:#x}"
-        return address, end - address
-
-    def _poison_all_but(self, kept: list[tuple[int, int]]) -> None:
-        for start, size, kind in self.domain.e820:
-            at, end = start, start + size
-            for keep, length in [*kept, (end, 0)] if kind == 1 else []:
-                if keep > at:
-                    self.space.load(at, bytes([self._poison or 0]) * (min(keep, end) - at))
-                at = max(at, keep + length)
 
     def module(self) -> KexecModule:
         """The module that the last kernel was entered with, as it is now."""

@@ -97,11 +97,10 @@ class Entries:
         #: Called when a kernel leaves, and when one is at its entry, before it does anything.
         self.on_left: list[Callable[[Left], object]] = []
         self.on_entry: list[Callable[[Entry], object]] = []
-        for elf in (guest.kernel, *guest.files):
-            self.know(elf)
         self._before = guest.vcpu.on_write_cr
         guest.vcpu.on_write_cr = self._on_write_cr
-        self._arm()
+        for elf in (guest.kernel, *guest.files):
+            self.know(elf)
 
     def know(self, elf: bytes, name: str = "") -> None:
         """This file may be entered; one that is no kernel is none."""
@@ -112,15 +111,18 @@ class Entries:
         except ImageError:
             return
         self._add(image.entry, Known(self._names.get(elf, "kernel"), elf, image))
+        self.arm()
 
     def leave_from_outside(self, elf: bytes, name: str, left: Left) -> None:
-        """The kernel ended, and the next entry is that of `elf`, which the toolstack stores now."""
+        """The kernel ended, and the next entry is that of `elf`, which the toolstack stores now.
+
+        `arm` when that is done.
+        """
         self.know(elf)
         self._left = left
         self._stored = Known(name, elf, analyse_kernel(elf))
         for heard in self.on_left:
             heard(left)
-        self._arm()
 
     def _add(self, entry: int, known: Known) -> None:
         others = self._known.setdefault(entry, [])
@@ -146,7 +148,7 @@ class Entries:
             self._search()
             for heard in self.on_left:
                 heard(self._left)
-        self._arm()
+        self.arm()
 
     def _search(self) -> None:
         """Kernels in the guest's memory: whole files, then notes."""
@@ -157,7 +159,10 @@ class Entries:
             if entry not in self._known:
                 self._known[entry] = [Known("a kernel in memory", b"", None)]
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
+        """Sets the breakpoints that are missing, if paging is off."""
+        if self._guest.vcpu.engine.reg("cr0") & _CR0_PG:
+            return
         points = self._guest.vcpu.points
         armed = {point.address for point in self._points}
         for entry in self._known:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from xenlive.machine.emulated.world import Guest
 
 _CMDLINE_MAX = 4096
+_BLOCK_ALIGN = 8
 # As docs/misc/pvh.pandoc has them: flat, accessed, present.
 _FLAT = {"cs": 0x00C09B00, "ds": 0x00C09300, "es": 0x00C09300, "ss": 0x00C09300}
 _SEGMENT_FLAGS = 0x00F0FF00
@@ -72,7 +73,7 @@ class Handovers:
         if self._poison is not None:
             said["poisoned_bytes"] = 0
             if entry.known.image is not None and info is not None:
-                kept = [*entry.known.image.touched(), *handed_over(self._guest, info)]
+                kept = [*entry.known.image.touched(), *handed_over(self._guest, info, entry)]
                 said["poisoned_bytes"] = poison_all_but(self._guest.domain, kept, self._poison)
             else:
                 said["problems"].append("not poisoned: nobody knows what has to be kept")
@@ -91,14 +92,36 @@ def read_start_info(guest: Guest, address: int) -> tuple[StartInfo | None, str]:
         return None, error.what
 
 
-def handed_over(guest: Guest, info: StartInfo) -> list[tuple[int, int]]:
-    """Address and size of all that a start info hands over, its own block included."""
-    found = info.reserved()
+def handed_over(guest: Guest, info: StartInfo, entry: Entry) -> list[tuple[int, int]]:
+    """Address and size of all that is handed over: the start info's block, and the modules.
+
+    Who built the domain may have put the parts of a start info anywhere; a kernel hands one block
+    over. What a pointer in it leads to elsewhere is memory that nobody kept for this.
+    """
+    block, others = block_of(guest, info, entry.start_info)
+    modules = [(address, size) for address, size, _ in info.modules]
+    return [block, *modules, *(others if entry.n == 0 else [])]
+
+
+def block_of(
+    guest: Guest, info: StartInfo, address: int
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Address and size of the start info's block, and of the parts that are not in it.
+
+    The block is one run of bytes from `address` on, but for alignment.
+    """
+    parts = info.block
     for _, _, cmdline in info.modules:
         if cmdline:
             line, _, _ = guest.domain.space.read(cmdline, _CMDLINE_MAX).partition(b"\0")
-            found.append((cmdline, len(line) + 1))
-    return found
+            parts.append((cmdline, len(line) + 1))
+    end, others = address, []
+    for at, size in sorted(parts):
+        if end <= at < end + _BLOCK_ALIGN:
+            end = at + size
+        else:
+            others.append((at, size))
+    return (address, end - address), others
 
 
 def describe_handover(
@@ -119,6 +142,7 @@ def describe_handover(
     changed = _changes(guest, entry, info, last, before)
     image = entry.known.image
     problems = [*processor_problems(guest), *([problem] if problem else [])]
+    problems += _block_problems(guest, entry, info)
     return {
         "n": entry.n,
         "time_ns": entry.when_ns,
@@ -287,6 +311,15 @@ def _what(frame: int, entry: Entry, info: StartInfo | None, last: Entry | None) 
 def _memory_map(info: StartInfo | None) -> list[dict[str, Any]]:
     ranges = info.memmap.ranges() if info is not None else []
     return [{**_range(part.addr, part.size), "type": part.type} for part in ranges]
+
+
+def _block_problems(guest: Guest, entry: Entry, info: StartInfo | None) -> list[str]:
+    others = block_of(guest, info, entry.start_info)[1] if info is not None else []
+    return [
+        f"{size} bytes that the start info points to lie at {at:#x}, outside of its block: "
+        "nobody keeps them"
+        for at, size in others
+    ]
 
 
 def _map_problems(guest: Guest, info: StartInfo | None) -> list[str]:

@@ -92,6 +92,7 @@ class NextKernels:
                 domain.events.close(port)
         guest.loaded = loaded
         guest.vcpu.enter_pvh(loaded.entry, loaded.start_info)
+        self._entries.arm()
 
     def _module(self) -> tuple[int, int] | None:
         """Address and size of the module to hand over."""
