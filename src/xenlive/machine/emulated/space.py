@@ -47,8 +47,8 @@ XEN = "xen"
 GRANT = "grant"
 GRANT_READONLY = "grant, read-only"
 
-# Physical addresses have 40 bits, as CPUID leaf 0x80000008 says.
-MAX_GFN = (1 << (40 - PAGE_SHIFT)) - 1
+# What Xen's tables of four levels reach; a processor's addresses have 40 bits (CPUID 0x80000008).
+MAX_GFN = (1 << (48 - PAGE_SHIFT)) - 1
 
 # Frames of Xen's own: one shared info page, 64 grant frames, 8 status frames.
 N_XEN_FRAMES = 73
