@@ -59,6 +59,11 @@ class Shares:
         self._words = [(word, False) for word in words] + [(word, True) for word in readonly]
         self._limits = limits
 
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a directory to share."""
+        return bool(self._words)
+
     def add_to(self, guest: Guest) -> None:
         """Gives the guest the directories. ConfigError for a bad tag, OSError for no directory.
 

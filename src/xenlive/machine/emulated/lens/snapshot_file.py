@@ -62,9 +62,11 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
                 file.write(_RECORD.pack(kind, domid, place, len(data), crc, 0))
                 file.write(data)
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as problem:
         if os.path.exists(aside):
             os.unlink(aside)
+        if isinstance(problem, OSError) and problem.filename == aside:
+            raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
         raise
 
 
