@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xenlive.cli.boot_files import about, read_file, split_word
+from xenlive.cli.boot_gdb import debugged, gdb_option
 from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.boot_store import store_option, world_with_store
+from xenlive.cli.boot_world import Others, world_options
 from xenlive.cli.options import json_option
 from xenlive.cli.up import SizeType
 
@@ -32,7 +34,7 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("kernel", type=click.Path(path_type=Path))
+@click.argument("kernel", type=click.Path(path_type=Path), required=False)
 @click.option("--cmdline", default="", metavar="TEXT", help="The kernel's command line.")
 @click.option(
     "--module",
@@ -55,11 +57,13 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
     "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
 )
 @share_options
+@world_options
 @lens_options
 @store_option
+@gdb_option
 @json_option
 def boot_command(
-    kernel: Path,
+    kernel: Path | None,
     cmdline: str,
     modules: tuple[str, ...],
     memory: int,
@@ -69,7 +73,9 @@ def boot_command(
     as_json: bool,
     shares: Shares,
     store_rundir: Path | None,
+    others: Others,
     lens: Lens,
+    gdb_port: int | None,
 ) -> int:
     """Boot the PVH kernel KERNEL on an emulated machine, without Xen.
 
@@ -82,34 +88,50 @@ def boot_command(
     from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
     from xenlive.machine.emulated.world import WORLD_IDLE
 
-    image, handed = read_file(kernel), [_module(word) for word in modules]
+    handed = [_module(word) for word in modules]
     names = {
         module.data: split_word(word)[0].name for word, module in zip(modules, handed, strict=True)
     }
-    names[image] = kernel.name
     terminal, written = Terminal(_stdin()), bytearray()
     world = click.get_current_context().with_resource(world_with_store(store_rundir, terminal))
-    guest = world.add_guest(
-        name,
-        memory,
-        written.extend if as_json else terminal.show,
-        spin_limit=_SPIN_NEVER if terminal.is_real_time else SPIN_LIMIT,
-        has_console_io=console_io,
-    )
-    shares.add_to(guest)
-    with about(kernel):
-        guest.boot(image, cmdline, handed)
+    sink = written.extend if as_json else terminal.show
+    if kernel is None:
+        guest = others.restore(world, sink, as_json)
+    else:
+        image = read_file(kernel)
+        names[image] = kernel.name
+        guest = world.add_guest(
+            name,
+            memory,
+            others.sink(name, sink, as_json),
+            spin_limit=_SPIN_NEVER if terminal.is_real_time else SPIN_LIMIT,
+            has_console_io=console_io,
+        )
+        shares.add_to(guest)
+        with about(kernel):
+            guest.boot(image, cmdline, handed)
+        others.add_to(world, guest, memory)
     terminal.type_in = guest.console.type
     until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
+
+    def is_over() -> bool:
+        return others.is_over() or lens.is_stopped()
+
     with lens:
         lens.attach(world, guest, names, as_json)
-        with terminal:
-            if world.run(terminal, lens.is_stopped, until_ns) == WORLD_IDLE:
+        with terminal, debugged(guest, gdb_port, terminal):
+            if world.run(terminal, is_over, until_ns) == WORLD_IDLE:
                 world.give_up()
     lens.raise_failure()
+    others.raise_failure()
     described = report.describe(guest)
     if as_json:
-        _print_json(world, guest, report.as_object(described) | lens.as_object(), written)
+        _print_json(
+            world,
+            guest,
+            report.as_object(described) | lens.as_object() | others.as_object(),
+            written,
+        )
     elif report.is_failure(guest.stop):
         for line in report.lines(described):
             click.echo(line, err=True)

@@ -1,0 +1,312 @@
+"""GDB's remote serial protocol for a guest: bytes in, bytes out, no socket.
+
+    stopped ── c, s, vCont ──▶ running ── breakpoint, step done, Ctrl-C, the guest's end ──▶ stopped
+       └──── D, k, the debugger is gone ──▶ detached
+
+What is there: registers (g G p P) with a target description, memory (m M x X), breakpoints that
+patch nothing (Z0 and Z1 alike), c, s, vCont with r (stepping within a range of addresses, which
+makes `next` fast), D, k, Ctrl-C, `monitor info`. There is one thread, 1: the guest's processor.
+
+A guest that ends well gives `W`. One that crashes stops for a last time, as if by SIGABRT, so that
+it can be looked at, and gives `X` when it is to go on.
+
+Specification: GDB's manual, appendix E.
+
+**Invariants.** Each packet gets exactly one answer, whatever its bytes, but for those that let the
+guest run, whose answer is sent when it stops; what is not known gets the empty one, what can't be
+done `E`. Nothing a debugger sends raises.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from xenlive.machine.emulated.lens import gdbpackets
+from xenlive.machine.emulated.lens.gdbpackets import (
+    PAYLOAD_MAX,
+    PacketReader,
+    decode_hex,
+    decode_number,
+    encode_packet,
+)
+from xenlive.machine.emulated.lens.gdbregisters import target_description
+from xenlive.machine.emulated.lens.gdbtarget import STOP_ASKED, STOP_BREAKPOINT, Stop, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OK = b"OK"
+NOT_KNOWN = b""
+# Errors have numbers, which GDB shows and does not interpret: errno's.
+NO_MEMORY_THERE, BAD_REQUEST = b"E0e", b"E16"
+
+_SIGINT, _SIGTRAP, _SIGABRT = 2, 5, 6
+_BREAKPOINT_KINDS = {b"0": "swbreak", b"1": "hwbreak"}
+# In an answer each byte of memory takes two digits.
+_READ_MAX = PAYLOAD_MAX // 2
+_FEATURES = (
+    f"PacketSize={PAYLOAD_MAX:x};QStartNoAckMode+;qXfer:features:read+;vContSupported+;"
+    "swbreak+;hwbreak+"
+).encode()
+
+
+class Stub:
+    """The protocol for one debugger that has come to `target`, which stands still."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._reader = PacketReader()
+        self._acknowledges = True
+        self._last = b""
+        self._stop = Stop(STOP_ASKED)
+        self._tells_kinds = False
+        self._end: bytes | None = None
+        #: Whether the guest may run.
+        self.is_running = False
+        #: Whether the debugger has gone; what it still sends is not heard.
+        self.is_detached = False
+        self._handlers: dict[bytes, Callable[[bytes], bytes | None]] = {
+            b"?": lambda _: self._stop_reply(),
+            b"g": self._read_registers,
+            b"G": self._write_registers,
+            b"p": self._read_register,
+            b"P": self._write_register,
+            b"m": lambda rest: self._read_memory(rest, is_binary=False),
+            b"x": lambda rest: self._read_memory(rest, is_binary=True),
+            b"M": lambda rest: self._write_memory(rest, is_binary=False),
+            b"X": lambda rest: self._write_memory(rest, is_binary=True),
+            b"Z": lambda rest: self._breakpoint(rest, self._target.add_breakpoint),
+            b"z": lambda rest: self._breakpoint(rest, self._target.remove_breakpoint),
+            b"c": lambda rest: self._resume_at(rest, is_step=False),
+            b"s": lambda rest: self._resume_at(rest, is_step=True),
+            b"C": lambda rest: self._resume_at(rest.partition(b";")[2], is_step=False),
+            b"S": lambda rest: self._resume_at(rest.partition(b";")[2], is_step=True),
+            b"H": lambda _: OK,
+            b"T": lambda rest: OK if rest == b"1" else BAD_REQUEST,
+            b"D": lambda _: self._detach(),
+            b"k": lambda _: self._kill(),
+            b"v": self._long_request,
+            b"q": self._query,
+            b"Q": self._set,
+        }
+
+    # ---- to and fro ----------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> bytes:
+        """What to answer to some bytes of the debugger's."""
+        answers = bytearray()
+        for arrived in self._reader.receive(data):
+            if self.is_detached:
+                break
+            answers += self._answer(arrived)
+        return bytes(answers)
+
+    def _answer(self, arrived: gdbpackets.Arrived) -> bytes:
+        if arrived.kind == gdbpackets.AGAIN:
+            return self._last if self._acknowledges else b""
+        if arrived.kind == gdbpackets.CTRL_C:
+            return self.stopped(Stop(STOP_ASKED))
+        if arrived.kind == gdbpackets.BAD_PACKET:
+            return b"-" if self._acknowledges else self._send(BAD_REQUEST)
+        acknowledgement = b"+" if self._acknowledges else b""
+        payload = arrived.payload
+        handler = self._handlers.get(payload[:1])
+        reply = NOT_KNOWN if handler is None else handler(payload[1:])
+        return acknowledgement + (b"" if reply is None else self._send(reply))
+
+    def _send(self, payload: bytes) -> bytes:
+        self._last = encode_packet(payload)
+        return self._last
+
+    # ---- stopping and going on -----------------------------------------------------------
+
+    def stopped(self, stop: Stop) -> bytes:
+        """The guest stands still again: what to tell the debugger, if it waits for that."""
+        if not self.is_running:
+            return b""
+        self.is_running = False
+        self._target.go_on()
+        self._stop = stop
+        return self._send(self._stop_reply())
+
+    def ended(self, exit_code: int, is_failure: bool) -> bytes:
+        """The guest has ended: what to tell. One that failed stands still, to be looked at."""
+        was_running, self.is_running = self.is_running, False
+        if is_failure:
+            self._end = b"X%02x" % _SIGABRT
+            reply = b"T%02xthread:1;" % _SIGABRT
+        else:
+            self._end = reply = b"W%02x" % (exit_code & 0xFF)
+            self.is_detached = True
+        return self._send(reply) if was_running else b""
+
+    def _stop_reply(self) -> bytes:
+        if self._end is not None:
+            return b"T%02xthread:1;" % _SIGABRT
+        signal = _SIGINT if self._stop.why == STOP_ASKED else _SIGTRAP
+        reply = b"T%02xthread:1;" % signal
+        if self._stop.why == STOP_BREAKPOINT and self._tells_kinds:
+            reply += self._stop.kind.encode() + b":;"
+        return reply
+
+    def _resume(self, go: Callable[[], None]) -> bytes | None:
+        if self._end is not None:
+            self.is_detached = True
+            return self._end
+        go()
+        self.is_running = True
+        return None
+
+    def _resume_at(self, text: bytes, is_step: bool) -> bytes | None:
+        """c, s, C and S: `text` may be an address to go on at."""
+        if text:
+            address = decode_number(text)
+            if address is None:
+                return BAD_REQUEST
+            self._target.jump(address)
+        return self._resume(self._target.step if is_step else self._target.go_on)
+
+    def _vcont(self, text: bytes) -> bytes | None:
+        """`;ACTION[:THREAD]...`: the first one that is for our thread counts."""
+        for word in text.split(b";")[1:]:
+            action, _, thread = word.partition(b":")
+            if thread not in (b"", b"1", b"-1", b"0"):
+                continue
+            if action[:1] in (b"c", b"C"):
+                return self._resume(self._target.go_on)
+            if action[:1] in (b"s", b"S"):
+                return self._resume(self._target.step)
+            start, _, end = action[1:].partition(b",")
+            first, behind = decode_number(start), decode_number(end)
+            if action[:1] == b"r" and first is not None and behind is not None:
+                return self._resume(functools.partial(self._target.step, first, behind))
+            return BAD_REQUEST
+        return BAD_REQUEST
+
+    def _detach(self) -> bytes:
+        self.hang_up()
+        return OK
+
+    def _kill(self) -> bytes | None:
+        self._target.kill()
+        self.is_running = self.is_detached = True
+        return None
+
+    def hang_up(self) -> None:
+        """The debugger has gone: the guest goes on without one."""
+        self._target.let_go()
+        self.is_running = self.is_detached = True
+
+    # ---- registers and memory ------------------------------------------------------------
+
+    def _read_registers(self, _: bytes) -> bytes:
+        numbers = range(len(self._target.registers))
+        return b"".join(self._target.read_register(n) or b"" for n in numbers).hex().encode()
+
+    def _write_registers(self, text: bytes) -> bytes:
+        data = decode_hex(text)
+        sizes = [register.size for register in self._target.registers]
+        if data is None or len(data) != sum(sizes):
+            return BAD_REQUEST
+        at, done = 0, True
+        for number, size in enumerate(sizes):
+            done = self._target.write_register(number, data[at : at + size]) and done
+            at += size
+        return OK if done else BAD_REQUEST
+
+    def _read_register(self, text: bytes) -> bytes:
+        number = decode_number(text)
+        value = None if number is None else self._target.read_register(number)
+        return BAD_REQUEST if value is None else value.hex().encode()
+
+    def _write_register(self, text: bytes) -> bytes:
+        which, _, value = text.partition(b"=")
+        number, data = decode_number(which), decode_hex(value)
+        if number is None or data is None or not self._target.write_register(number, data):
+            return BAD_REQUEST
+        return OK
+
+    def _read_memory(self, text: bytes, is_binary: bool) -> bytes:
+        where = _range(text)
+        if where is None:
+            return BAD_REQUEST
+        address, size = where
+        data = self._target.read_memory(address, min(size, _READ_MAX))
+        if size and not data:
+            return NO_MEMORY_THERE
+        return b"b" + data if is_binary else data.hex().encode()
+
+    def _write_memory(self, text: bytes, is_binary: bool) -> bytes:
+        head, _, body = text.partition(b":")
+        where, data = _range(head), body if is_binary else decode_hex(body)
+        if where is None or data is None or len(data) != where[1]:
+            return BAD_REQUEST
+        return OK if self._target.write_memory(where[0], data) else NO_MEMORY_THERE
+
+    def _breakpoint(self, text: bytes, change: Callable[[str, int], None]) -> bytes:
+        which, _, rest = text.partition(b",")
+        kind = _BREAKPOINT_KINDS.get(which)
+        if kind is None:
+            return NOT_KNOWN
+        where = _range(rest)
+        if where is None:
+            return BAD_REQUEST
+        change(kind, where[0])
+        return OK
+
+    # ---- longer words --------------------------------------------------------------------
+
+    def _long_request(self, text: bytes) -> bytes | None:
+        if text == b"Cont?":
+            return b"vCont;c;C;s;S;r"
+        if text.startswith(b"Cont"):
+            return self._vcont(text[4:])
+        if text.startswith(b"Kill"):
+            self._kill()
+            return OK
+        return NOT_KNOWN
+
+    def _query(self, text: bytes) -> bytes:
+        name, _, rest = text.partition(b":")
+        if name == b"Supported":
+            words = rest.split(b";")
+            self._tells_kinds = b"swbreak+" in words or b"hwbreak+" in words
+            return _FEATURES
+        if text.startswith(b"Xfer:features:read:target.xml:"):
+            return self._description(text.rpartition(b":")[2])
+        if name.startswith(b"Rcmd,"):
+            return self._monitor(decode_hex(text[5:]))
+        if text.startswith(b"ThreadExtraInfo,"):
+            return self._target.describe()[2].encode().hex().encode()
+        fixed = {b"C": b"QC1", b"fThreadInfo": b"m1", b"sThreadInfo": b"l", b"Attached": b"1"}
+        return fixed.get(name, OK if name == b"Symbol" else NOT_KNOWN)
+
+    def _set(self, text: bytes) -> bytes:
+        if text == b"StartNoAckMode":
+            self._acknowledges = False
+            return OK
+        return NOT_KNOWN
+
+    def _description(self, text: bytes) -> bytes:
+        where = _range(text)
+        if where is None:
+            return BAD_REQUEST
+        whole = target_description(self._target.is_64bit)
+        part = whole[where[0] : where[0] + min(where[1], _READ_MAX)]
+        return (b"m" if where[0] + len(part) < len(whole) else b"l") + part
+
+    def _monitor(self, command: bytes | None) -> bytes:
+        if command is None:
+            return BAD_REQUEST
+        lines = (
+            self._target.describe() if command.strip() == b"info" else ["monitor info: where it is"]
+        )
+        return "".join(f"{line}\n" for line in lines).encode().hex().encode()
+
+
+def _range(text: bytes) -> tuple[int, int] | None:
+    """Two numbers with a comma between."""
+    first, _, second = text.partition(b",")
+    address, size = decode_number(first), decode_number(second)
+    return None if address is None or size is None else (address, size)
