@@ -119,6 +119,7 @@ class Engine(CpuState):
         self._make_vmcb()
         self._add_hooks()
         self._budget = self._cut = 0
+        self._was_step = False
         #: Blocks that the last run executed.
         self.executed = 0
         self._pristine = bytes(self._raw)
@@ -372,6 +373,9 @@ class Engine(CpuState):
         if self._mappings.has_too_many_holes:
             self._mappings.forget_holes()
         self.breaks.tidy()
+        if is_step and not self._was_step:  # Unicorn forgets what has no steps in it only later
+            self._mappings.is_stale = True
+        self._was_step = is_step
         self._commit()
         if self._mappings.is_stale:
             self._mappings.is_stale = False
