@@ -24,7 +24,6 @@ from xenlive.abi.hypercalls.xen import (
     XEN_ENOENT,
     XEN_ENOSPC,
     XEN_ENOSYS,
-    XEN_EOPNOTSUPP,
     XEN_EPERM,
     XEN_ESRCH,
 )
@@ -343,23 +342,10 @@ def test_reset_closes_everything(world: World) -> None:
     assert ours.op(EVTCHN, abi.EVTCHNOP_reset_cont, op, dom=DOMID_SELF) == -XEN_EBUSY
 
 
-def test_queues_are_not_offered(guest: Guest) -> None:
-    # evtchn_fifo_init_control: what is wrong is told first (XSA-188); evtchn_fifo_expand_array
-    op = abi.EVTCHN_INIT_CONTROL
-
-    def init(**fields: int) -> int:
-        return guest.op(EVTCHN, abi.EVTCHNOP_init_control, op, **fields)
-
-    assert init(control_gfn=(1 << 64) - 2) == -XEN_EINVAL
-    assert init(control_gfn=1, vcpu=1) == -XEN_ENOENT
-    assert init(control_gfn=1, offset=4) == -XEN_EINVAL
-    assert init(control_gfn=1, offset=4096 - 64) == -XEN_EINVAL
-    assert init(control_gfn=1) == -XEN_ENOSYS
-    array = abi.EVTCHN_EXPAND_ARRAY
-    expand = guest.op(EVTCHN, abi.EVTCHNOP_expand_array, array, array_gfn=2)
-    assert expand == -XEN_EOPNOTSUPP
+def test_bits_have_no_priorities(guest: Guest) -> None:
+    # evtchn_port_set_priority: the 2-level ABI has no such operation
     priority = abi.EVTCHN_SET_PRIORITY
-    for port, errno in ((3, XEN_EOPNOTSUPP), (64, XEN_EINVAL)):
+    for port, errno in ((3, XEN_ENOSYS), (64, XEN_EINVAL)):
         assert guest.op(EVTCHN, abi.EVTCHNOP_set_priority, priority, port=port) == -errno
 
 
@@ -406,6 +392,6 @@ def test_handlers_need_no_queues() -> None:
     events.unmask(port)
     with pytest.raises(HypercallError) as refused:
         events.set_priority(port, 3)
-    assert refused.value.errno == XEN_EOPNOTSUPP
+    assert refused.value.errno == XEN_ENOSYS
     with pytest.raises(HypercallError):
         events.poll(port + 1)

@@ -27,7 +27,6 @@ from xenlive.abi.hypercalls.xen import (
     VIRQ_TIMER,
     XEN_EINVAL,
     XEN_ENOENT,
-    XEN_ENOSYS,
     XEN_ENXIO,
     XEN_EOPNOTSUPP,
     XEN_EPERM,
@@ -35,6 +34,7 @@ from xenlive.abi.hypercalls.xen import (
 )
 from xenlive.errors import HypercallError
 from xenlive.machine.emulated.hypervisor.evtchn import EventChannels, HandlerDelivery
+from xenlive.machine.emulated.hypervisor.evtchn_fifo import EventQueues
 from xenlive.machine.emulated.hypervisor.grantmap import BackEndGrants, DomainCrash, GrantMappings
 from xenlive.machine.emulated.hypervisor.grants import GrantTable
 from xenlive.machine.emulated.hypervisor.hvmparams import HvmParams
@@ -90,6 +90,7 @@ class Domain(Hypervisor):
         self.handle = handle
         self.boot_s = BOOT_S
         self.shared = SharedInfo(space.xen_frame(0).view, self._on_upcall, self._on_event)
+        self.queues = EventQueues(space, self.shared.mark_events_pending, self._on_event)
         self.host_events = HandlerDelivery()
         delivery = self.host_events if domid == HOST_DOMID else self.shared
         self.events = EventChannels(domid, delivery)
@@ -318,23 +319,33 @@ class Domain(Hypervisor):
     # ---- event queues --------------------------------------------------------------------
 
     def init_event_queues(self, gfn: int, offset: int, vcpu: int) -> None:
-        """The guest wants FIFO event channels (`evtchn_fifo_init_control`), which are not offered.
+        """FIFO event channels from now on (`evtchn_fifo_init_control`); HypercallError if refused.
 
-        What is wrong with its wish is told first, as on Xen.
+        Events that nobody took yet are announced there.
         """
         call = "EVTCHNOP_init_control"
         if vcpu:
             raise HypercallError(call, XEN_ENOENT, f"no vcpu {vcpu}")
         if offset > PAGE_SIZE - EVTCHN_FIFO_CONTROL_BLOCK.size or offset % 8:
             raise HypercallError(call, XEN_EINVAL, f"offset {offset:#x}")
-        mapping = self.space.lookup(gfn)
-        if mapping is None or mapping.is_foreign:
-            raise HypercallError(call, XEN_EINVAL, f"frame {gfn:#x}")
-        raise HypercallError(call, XEN_ENOSYS, "there are no queues")
+        ports = range(1, self.shared.max_ports())
+        pending = [p for p in ports if self.events.is_valid(p) and self.shared.is_pending(p)]
+        self.queues.start(self._own_frame(call, gfn), offset, pending)
+        self.events.delivery = self.queues
 
     def expand_event_array(self, gfn: int) -> None:
         """One more page of FIFO event words (`evtchn_fifo_expand_array`)."""
-        raise HypercallError("EVTCHNOP_expand_array", XEN_EOPNOTSUPP, "there are no queues")
+        call = "EVTCHNOP_expand_array"
+        if not self.queues.is_on:
+            raise HypercallError(call, XEN_EOPNOTSUPP, "there are no queues")
+        self.queues.validate_room()
+        self.queues.add_page(self._own_frame(call, gfn), self.events.is_valid)
+
+    def _own_frame(self, call: str, gfn: int) -> MachineFrame:
+        mapping = self.space.lookup(gfn)
+        if mapping is None or mapping.is_foreign:
+            raise HypercallError(call, XEN_EINVAL, f"frame {gfn:#x}")
+        return mapping.frame
 
     # ---- Xen's console -------------------------------------------------------------------
 
@@ -383,7 +394,7 @@ class Domain(Hypervisor):
 
     def save(self, with_memory: bool = True) -> tuple[object, ...]:
         """All there is of the domain but its processor, for `restore`."""
-        parts = (self.events, self.grants, self.mappings, self.shared)
+        parts = (self.events, self.grants, self.mappings, self.shared, self.queues)
         values = {name: getattr(self, name) for name in _PLAIN}
         values.update(e820=list(self.e820), console_io=bytearray(self.console_io))
         values.update(timers=self.timers.copy(), params=self.params.copy())
@@ -395,9 +406,14 @@ class Domain(Hypervisor):
         Domains that share grants or channels go back together, and the processor with them.
         """
         *saved, values = state
-        parts = (self.space, self.events, self.grants, self.mappings, self.shared)
+        parts = (
+            *(self.space, self.events, self.grants, self.mappings, self.shared),
+            self.queues,
+        )
         for part, old in zip(parts, saved, strict=True):
             part.restore(old)  # type: ignore[attr-defined]
+        if self.domid != HOST_DOMID:
+            self.events.delivery = self.queues if self.queues.is_on else self.shared
         for name, value in values.items():  # type: ignore[attr-defined]
             setattr(self, name, value)
         self.e820, self.console_io = list(self.e820), bytearray(self.console_io)

@@ -86,6 +86,12 @@ class Delivery(Protocol):
     def set_priority(self, port: int, priority: int) -> None:
         """Which queue the port's events go to; HypercallError if there are no queues."""
 
+    def is_busy(self, port: int) -> bool:
+        """Whether the port is free, but must not be given out yet."""
+
+    def stop(self) -> None:
+        """Another way is used from now on."""
+
 
 class Channel:
     """A port in use; `state` is one of this file's. Which other fields count depends on it."""
@@ -109,6 +115,7 @@ class EventChannels:
     ) -> None:
         self.domid = domid
         self.delivery = delivery
+        self._delivery_at_first = delivery
         #: Told of each event that comes for a port.
         self.watch: Callable[[int], object] | None = None
         self._n_vcpus = n_vcpus
@@ -141,7 +148,7 @@ class EventChannels:
     def free_port(self, call: str) -> int:
         """The lowest free port (`getfree_port`)."""
         port = 1
-        while port in self._ports:
+        while port in self._ports or self.delivery.is_busy(port):
             port += 1
         if port > self._max_port or port >= self.delivery.max_ports():
             raise HypercallError(call, XEN_ENOSPC, f"all ports to {port - 1} are in use")
@@ -247,10 +254,16 @@ class EventChannels:
                 other.remote_domid = self.domid
 
     def reset(self) -> None:
-        """Closes all ports, the console's and Xenstore's too (`evtchn_reset`)."""
+        """Closes all ports, the console's and Xenstore's too (`evtchn_reset`).
+
+        Afterwards events are bits in the shared page, as at first.
+        """
         for port in sorted(self._ports):
             if port in self._ports and port:
                 self.close(port)
+        if self.delivery is not self._delivery_at_first:
+            self.delivery.stop()
+            self.delivery = self._delivery_at_first
 
     # ---- events --------------------------------------------------------------------------
 
@@ -387,3 +400,10 @@ class HandlerDelivery(Delivery):
     def set_priority(self, port: int, priority: int) -> None:
         """There are no queues with priorities here: ENOSYS."""
         raise HypercallError("EVTCHNOP_set_priority", XEN_ENOSYS, "no queues")
+
+    def is_busy(self, port: int) -> bool:
+        """A free port is free at once."""
+        return False
+
+    def stop(self) -> None:
+        """There is no other way."""

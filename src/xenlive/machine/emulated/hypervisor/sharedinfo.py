@@ -111,6 +111,13 @@ class SharedInfo:
         """There are no queues in this form (`evtchn_port_set_priority`)."""
         raise HypercallError("EVTCHNOP_set_priority", XEN_ENOSYS, "events have no queues")
 
+    def is_busy(self, port: int) -> bool:
+        """A free port is free at once in this form."""
+        return False
+
+    def stop(self) -> None:
+        """The page is there for good."""
+
     @property
     def _mask(self) -> int:
         return _MASK_32 if self.is_32bit else _MASK_64
