@@ -33,34 +33,40 @@ FLAGS = (
     *("-mgeneral-regs-only", "-fno-asynchronous-unwind-tables"),
     *(f"-I{folder}" for folder in _FOLDERS),
 )
-_LINK = ("-z", "max-page-size=4096", "-z", "noexecstack", "--build-id=none", "--strip-debug")
+_LINK = ("-z", "max-page-size=4096", "-z", "noexecstack", "--build-id=none")
+_FOR_DEBUGGERS = ("-g", "-Og")
 _EMULATION = {32: "elf_i386", 64: "elf_x86_64"}
 
 DEFAULT_BASE = 0x100000
 
 
 @cache
-def script_kernel(bits: int = 64, base: int = DEFAULT_BASE) -> bytes:
-    """The kernel's ELF file, for 32 or 64 bits, linked to lie at `base`."""
+def script_kernel(bits: int = 64, base: int = DEFAULT_BASE, *, for_debugger: bool = False) -> bytes:
+    """The kernel's ELF file, for 32 or 64 bits, linked to lie at `base`.
+
+    A debugger gets lines and variables, and code that has them.
+    """
     require_tools()
-    kernel = _folder() / f"script-{bits}-{base:x}.elf"
+    kernel = _folder() / f"script-{bits}-{base:x}{'-g' if for_debugger else ''}.elf"
     if not kernel.exists():
         with tempfile.TemporaryDirectory(dir=_folder()) as scratch:
             made = Path(scratch) / "kernel.elf"
             where = ["-m", _EMULATION[bits], f"--defsym=BASE={base:#x}", "-T", str(LINK_SCRIPT)]
-            _run("ld", *where, *_LINK, "-o", str(made), *_objects(bits))
+            strip = () if for_debugger else ("--strip-debug",)
+            _run("ld", *where, *_LINK, *strip, "-o", str(made), *_objects(bits, for_debugger))
             os.replace(made, kernel)
     return kernel.read_bytes()
 
 
 @cache
-def _objects(bits: int) -> list[str]:
-    objects = [_folder() / f"{source.stem}-{bits}.o" for source in SOURCES]
+def _objects(bits: int, for_debugger: bool = False) -> list[str]:
+    more, suffix = (_FOR_DEBUGGERS, "-g") if for_debugger else ((), "")
+    objects = [_folder() / f"{source.stem}-{bits}{suffix}.o" for source in SOURCES]
     for source, built in zip(SOURCES, objects, strict=True):
         if not built.exists():
             made = built.with_suffix(f".{os.getpid()}")
             include = ("-isystem", _output("gcc", "-print-file-name=include"))
-            _run("gcc", f"-m{bits}", *FLAGS, *include, "-c", str(source), "-o", str(made))
+            _run("gcc", f"-m{bits}", *FLAGS, *more, *include, "-c", str(source), "-o", str(made))
             os.replace(made, built)
     return [str(built) for built in objects]
 
