@@ -1,7 +1,7 @@
 """Builds the kernel that does what a script says (`probe.c`), for 32 and 64 bits.
 
-Its way in, its traps and its text are `../pvh`'s. What was built is kept in a folder of the system's
-temporary ones, under a name made of all that went into it.
+Its way in, its traps and its text are `../pvh`'s. What was built is kept in a folder of the
+system's temporary ones, under a name made of all that went into it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scripts for the probing kernel: calls with what they are given, and reading what it says.
 
-    Script ──encode──▶ module of the kernel ──▶ lines on its console ──answers──▶ name: result, bytes
+    Script ──encode──▶ module of the kernel ──▶ lines on its console ──answers──▶ name: result
 
 A script is the same for callers of 64 and of 32 bits but for the width of words, so one table is
 both. Addresses are plain numbers: the kernel maps memory one to one, and has 32 MiB.

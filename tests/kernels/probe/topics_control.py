@@ -7,7 +7,6 @@ from kernels.probe.script import (
     HOLE,
     MORE,
     NO_ADDRESS,
-    SELF,
     UNMAPPED,
     Script,
 )

@@ -102,7 +102,16 @@ def mappings(s: Script) -> None:
     place = FRAME + 0x40
     for name, who in s.domids()[2:]:
         _map(s, f"map of {name}", 8, who, _HOST_MAP, place)
-    for flags in (0, _READ_ONLY, _DEVICE_MAP, _DEVICE_MAP | _HOST_MAP, _HOST_MAP | _APPLICATION, _HOST_MAP | _CONTAINS_PTE, _HOST_MAP | 32, _HOST_MAP | 1 << 16):
+    for flags in (
+        0,
+        _READ_ONLY,
+        _DEVICE_MAP,
+        _DEVICE_MAP | _HOST_MAP,
+        _HOST_MAP | _APPLICATION,
+        _HOST_MAP | _CONTAINS_PTE,
+        _HOST_MAP | 32,
+        _HOST_MAP | 1 << 16,
+    ):
         _map(s, f"map: flags {flags:#x}", 8, s.me, flags, place)
     for ref in (*range(9, 17), 0, 1, 17, 511, 512, 1 << 20, 0xFFFFFFFF):
         _map(s, f"map: {ref}", ref, s.me, _HOST_MAP, place)
@@ -119,6 +128,7 @@ def mappings(s: Script) -> None:
     _map(s, "map", 8, SELF, _HOST_MAP, place + 2)
     _flags(s, "entry mapped", 8)
     s.load("mapped", (place + 2) << 12, 8)
+    s.load("where it was", FRAME << 12, 8)
     _map(s, "map: twice", 8, s.me, _HOST_MAP, place + 3)
     _map(s, "map: read-only", 9, s.me, _HOST_MAP | _READ_ONLY, place + 4)
     _flags(s, "entry mapped read-only", 9)
@@ -136,12 +146,14 @@ def mappings(s: Script) -> None:
     _unmap(s, "unmap: again", 0, place + 2)
     _flags(s, "entry unmapped", 8)
     s.load("unmapped", (place + 2) << 12, 8)
+    s.load("where it was, unmapped", FRAME << 12, 8)
     for handle in range(1, 8):
         _unmap(s, f"unmap {handle}", handle, place + 3)
     _flags(s, "entry unmapped everywhere", 8)
     _unmap(s, "unmap 2 where it is", 2, place + 4)
     _unmap(s, "unmap 1 where it is", 1, place + 3)
     _flags(s, "entry at last", 8)
+    s.load("where it was, at last", FRAME << 12, 8)
     s.read_in("gnttab_transfer, gnttab_cache_flush: not for HVM guests")
     s.put("WHxxIhxxxx" if s.bits == 64 else "IHxxIhxx", FRAME, 0, 8, 0)
     s.call("transfer", _CALL, abi.GNTTABOP_transfer, ARG, 1)
@@ -169,7 +181,9 @@ def copies(s: Script) -> None:
     _grant(s, 11, _PERMIT, s.me, 0xD0000)
     to = FRAME + 0x20
 
-    def copy(name: str, source: tuple[int, int, int], dest: tuple[int, int, int], length: int, flags: int) -> None:
+    def copy(
+        name: str, source: tuple[int, int, int], dest: tuple[int, int, int], length: int, flags: int
+    ) -> None:
         s.put(_COPY[s.bits], *source, *dest, length, flags, 0x55)
         s.call(name, _CALL, abi.GNTTABOP_copy, ARG, 1, out=40 if s.bits == 64 else 24)
 
@@ -202,7 +216,13 @@ def copies(s: Script) -> None:
         copy(f"flags {flags:#x}", ref(8), ref(9), 16, flags)
     s.put("8Q", *(0,) * 8, at=MORE)
     s.call("none", _CALL, abi.GNTTABOP_copy, HOLE, 0)
-    s.call("two, the second in a hole", _CALL, abi.GNTTABOP_copy, (32 << 20) - (40 if s.bits == 64 else 24), 2)
+    s.call(
+        "two, the second in a hole",
+        _CALL,
+        abi.GNTTABOP_copy,
+        (32 << 20) - (40 if s.bits == 64 else 24),
+        2,
+    )
 
 
 def second_version(s: Script) -> None:
@@ -218,15 +238,30 @@ def second_version(s: Script) -> None:
     base = _TABLE << 12
     s.store(FRAME << 12, bytes(range(64)))
     s.put("HHIQ", _PERMIT, s.me, 0, FRAME, at=base + 16 * 8)
-    s.put("HHHHQ", _PERMIT | 256, s.me, 16, 32, FRAME, at=base + 16 * 9)
     s.put("HHHHQ", 3, s.me, 1, 0, 8, at=base + 16 * 10)
+    s.put("HHHHQ", _PERMIT | 256, s.me, 16, 32, FRAME + 1, at=base + 16 * 9)
+    s.store((FRAME + 1) << 12, bytes(range(64)))
     for ref in (8, 9, 10, 11):
         _map(s, f"map {ref}", ref, s.me, _HOST_MAP, FRAME + 0x40)
         s.load(f"entry {ref}", base + 16 * ref, 16)
         s.load(f"status {ref}", ((_TABLE + 1) << 12) + 2 * ref, 2)
-    for ref, offset, length in ((8, 0, 16), (9, 0, 16), (9, 16, 32), (9, 16, 33), (9, 40, 8), (10, 0, 16)):
+    for ref, offset, length in (
+        (8, 0, 16),
+        (9, 0, 16),
+        (9, 16, 32),
+        (9, 16, 33),
+        (9, 40, 8),
+        (10, 0, 16),
+    ):
         s.put(_COPY[s.bits], ref, SELF, offset, FRAME + 0x20, SELF, 0, length, 1, 0x55)
-        s.call(f"copy {ref} +{offset} {length}", _CALL, abi.GNTTABOP_copy, ARG, 1, out=40 if s.bits == 64 else 24)
+        s.call(
+            f"copy {ref} +{offset} {length}",
+            _CALL,
+            abi.GNTTABOP_copy,
+            ARG,
+            1,
+            out=40 if s.bits == 64 else 24,
+        )
     s.put("IIhxx", 8, 9, 0x55)
     s.call("swap", _CALL, abi.GNTTABOP_swap_grant_ref, ARG, 1, out=12)
     s.load("swapped", base + 16 * 8, 32)

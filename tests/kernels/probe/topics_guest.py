@@ -71,7 +71,12 @@ def params(s: Script) -> None:
         for vector in (0, 8, 15, 16, 0x30, 255):
             if (number, vector) != (0, 0x30) and not (number == 0 and vector > 15):
                 s.put("II", number, vector)
-                s.call(f"upcall vector {vector} of {number}", "hvm_op", hvm.HVMOP_set_evtchn_upcall_vector, ARG)
+                s.call(
+                    f"upcall vector {vector} of {number}",
+                    "hvm_op",
+                    hvm.HVMOP_set_evtchn_upcall_vector,
+                    ARG,
+                )
 
 
 def small_task_segment(s: Script) -> None:
@@ -102,7 +107,9 @@ def vcpus(s: Script) -> None:
     for mode in (0, 1, 2, 3):
         s.put("II64Q", mode, 0, *(0,) * 64)
         for vcpuid in (0, 1):
-            s.call(f"initialise {vcpuid}: mode {mode}", "vcpu_op", vcpu.VCPUOP_initialise, vcpuid, ARG)
+            s.call(
+                f"initialise {vcpuid}: mode {mode}", "vcpu_op", vcpu.VCPUOP_initialise, vcpuid, ARG
+            )
     s.call("up", "vcpu_op", vcpu.VCPUOP_up, 0, 0)
     s.call("is up", "vcpu_op", vcpu.VCPUOP_is_up, 0, 0)
     s.call("down of 1", "vcpu_op", vcpu.VCPUOP_down, 1, 0)
@@ -114,7 +121,9 @@ def vcpus(s: Script) -> None:
     for flags in (0, 1, 2, 3):
         for when in (1, 1 << 50, 1 << 63, (1 << 64) - 1):
             s.put("QII", when, flags, 0)
-            s.call(f"singleshot {when}, {flags}", "vcpu_op", vcpu.VCPUOP_set_singleshot_timer, 0, ARG)
+            s.call(
+                f"singleshot {when}, {flags}", "vcpu_op", vcpu.VCPUOP_set_singleshot_timer, 0, ARG
+            )
     s.call("stop singleshot", "vcpu_op", vcpu.VCPUOP_stop_singleshot_timer, 0, 0)
     s.call("nmi of 1", "vcpu_op", vcpu.VCPUOP_send_nmi, 1, 0)
     s.call("nmi: pointer", "vcpu_op", vcpu.VCPUOP_send_nmi, 0, ARG)
@@ -129,8 +138,16 @@ def vcpus(s: Script) -> None:
         if s.bits == 64 and (mfn, offset) == (FRAME, 4032):
             continue
         s.put("QII", mfn, offset, 0)
-        s.call(f"vcpu_info at {mfn:#x}+{offset:#x}", "vcpu_op", vcpu.VCPUOP_register_vcpu_info, 0, ARG)
-        s.call(f"vcpu_info of 1 at {mfn:#x}+{offset:#x}", "vcpu_op", vcpu.VCPUOP_register_vcpu_info, 1, ARG)
+        s.call(
+            f"vcpu_info at {mfn:#x}+{offset:#x}", "vcpu_op", vcpu.VCPUOP_register_vcpu_info, 0, ARG
+        )
+        s.call(
+            f"vcpu_info of 1 at {mfn:#x}+{offset:#x}",
+            "vcpu_op",
+            vcpu.VCPUOP_register_vcpu_info,
+            1,
+            ARG,
+        )
     s.put("QII", FRAME, 64, 0)
     s.call("vcpu_info", "vcpu_op", vcpu.VCPUOP_register_vcpu_info, 0, ARG)
     s.load("vcpu_info there", (FRAME << 12) + 64, 16)
@@ -140,9 +157,23 @@ def vcpus(s: Script) -> None:
     s.read_in("VCPUOP_register_runstate_memory_area of do_vcpu_op and compat_vcpu_op")
     for address in (HOLE, 0, MORE):
         s.put("Q", address)
-        s.call(f"runstate at {address:#x}", "vcpu_op", vcpu.VCPUOP_register_runstate_memory_area, 0, ARG)
-        s.call(f"time at {address:#x}", "vcpu_op", vcpu.VCPUOP_register_vcpu_time_memory_area, 0, ARG)
-        s.call(f"runstate of 1 at {address:#x}", "vcpu_op", vcpu.VCPUOP_register_runstate_memory_area, 1, ARG)
+        s.call(
+            f"runstate at {address:#x}",
+            "vcpu_op",
+            vcpu.VCPUOP_register_runstate_memory_area,
+            0,
+            ARG,
+        )
+        s.call(
+            f"time at {address:#x}", "vcpu_op", vcpu.VCPUOP_register_vcpu_time_memory_area, 0, ARG
+        )
+        s.call(
+            f"runstate of 1 at {address:#x}",
+            "vcpu_op",
+            vcpu.VCPUOP_register_runstate_memory_area,
+            1,
+            ARG,
+        )
     s.put("Q", 0)
     s.call("runstate nowhere", "vcpu_op", vcpu.VCPUOP_register_runstate_memory_area, 0, ARG)
     s.call("time nowhere", "vcpu_op", vcpu.VCPUOP_register_vcpu_time_memory_area, 0, ARG)

@@ -10,7 +10,9 @@ from xenlive.abi.hypercalls import memory as abi
 _FAR = (1 << 35, (1 << 36) - 1, 1 << 36, 1 << 40, 1 << 51, (1 << 52) - 1, 1 << 52, (1 << 64) - 1)
 
 
-def _reserve(s: Script, frames: int, count: int, order: int = 0, flags: int = 0, who: int = SELF) -> None:
+def _reserve(
+    s: Script, frames: int, count: int, order: int = 0, flags: int = 0, who: int = SELF
+) -> None:
     """struct xen_memory_reservation at ARG; `frames` is the address of the list."""
     if s.bits == 64:
         s.put("QQIIHHI", frames, count, order, flags, who, 0, 0)
@@ -83,7 +85,14 @@ def reservations(s: Script) -> None:
     for order in (1, 9, 18, 19, 64):
         _reserve(s, _frames(s, FRAME + 256), 1, order)
         s.call(f"populate: order {order}", "memory_op", two, ARG)
-    for flags in (abi.XENMEMF_populate_on_demand, abi.XENMEMF_exact_node_request, abi.XENMEMF_vnode, 32, 0x100, 0x80000000):
+    for flags in (
+        abi.XENMEMF_populate_on_demand,
+        abi.XENMEMF_exact_node_request,
+        abi.XENMEMF_vnode,
+        32,
+        0x100,
+        0x80000000,
+    ):
         _reserve(s, _frames(s, FRAME + 3), 1, flags=flags)
         s.call(f"populate: flags {flags:#x}", "memory_op", two, ARG)
     many = [FRAME + 0x800 + n for n in range(300)]
@@ -163,12 +172,28 @@ def physmap(s: Script) -> None:
     _batch(s, SELF, 1, [], [], 0)
     s.call("batch: none", "memory_op", abi.XENMEM_add_to_physmap_batch, ARG)
     _batch(s, SELF, 4, [FRAME], [FRAME + 0x73], 1)
-    s.call("batch: foreign, of itself", "memory_op", abi.XENMEM_add_to_physmap_batch, ARG, out=4, at=MORE + 512)
+    s.call(
+        "batch: foreign, of itself",
+        "memory_op",
+        abi.XENMEM_add_to_physmap_batch,
+        ARG,
+        out=4,
+        at=MORE + 512,
+    )
     _batch(s, SELF, 4, [FRAME], [FRAME + 0x73], 2)
-    s.call("batch: foreign, of nobody", "memory_op", abi.XENMEM_add_to_physmap_batch, ARG, out=4, at=MORE + 512)
+    s.call(
+        "batch: foreign, of nobody",
+        "memory_op",
+        abi.XENMEM_add_to_physmap_batch,
+        ARG,
+        out=4,
+        at=MORE + 512,
+    )
 
 
-def _batch(s: Script, who: int, space: int, indexes: list[int], gfns: list[int], foreign: int) -> None:
+def _batch(
+    s: Script, who: int, space: int, indexes: list[int], gfns: list[int], foreign: int
+) -> None:
     """struct xen_add_to_physmap_batch at ARG, with the errors told at MORE + 512."""
     s.put(f"{len(indexes)}W", *indexes, at=MORE)
     s.put(f"{len(gfns)}W", *gfns, at=MORE + 256)
@@ -215,14 +240,24 @@ def maps(s: Script) -> None:
         for kind in (0, 1, 2, 3):
             for frames in (0, 1):
                 s.put("HHIIIQQ", who, kind, 0, frames, 0, 0, MORE if frames else 0)
-                s.call(f"acquire_resource {kind}, {frames} of {name}", "memory_op", abi.XENMEM_acquire_resource, ARG)
+                s.call(
+                    f"acquire_resource {kind}, {frames} of {name}",
+                    "memory_op",
+                    abi.XENMEM_acquire_resource,
+                    ARG,
+                )
     s.read_in("memory_exchange, xen/common/memory.c")
     for name, who in s.domids():
         _exchange(s, who)
         s.call(f"exchange of {name}", "memory_op", abi.XENMEM_exchange, ARG)
     for flags in (0, 1, 2):
         s.put("II4Q", flags, 0, 0, 0, 0, 0)
-        s.call(f"reserved_device_memory_map {flags}", "memory_op", abi.XENMEM_reserved_device_memory_map, ARG)
+        s.call(
+            f"reserved_device_memory_map {flags}",
+            "memory_op",
+            abi.XENMEM_reserved_device_memory_map,
+            ARG,
+        )
 
 
 def _exchange(s: Script, who: int) -> None:

@@ -46,7 +46,12 @@ def registers(s: Script) -> None:
         if msr not in _VARY:
             s.read_msr(msr)
     for msr in _MSRS:
-        if msr in _VARY or msr in (0x1B, 0x40000000) or 0xC0000080 <= msr <= 0xC0000103 or 0x800 <= msr < 0x900:
+        if (
+            msr in _VARY
+            or msr in (0x1B, 0x40000000)
+            or 0xC0000080 <= msr <= 0xC0000103
+            or 0x800 <= msr < 0x900
+        ):
             continue
         for value in (0, 1, (1 << 64) - 1):
             s.write_msr(msr, value)

@@ -126,8 +126,17 @@ class GrantMappings:
         try:
             kind = GRANT_READONLY if flags & GNTMAP_readonly else GRANT
             self._space.place(gfn, frame, kind)
+            self._leave_old_place(gfn, frame)
         except BadAddress as error:
             raise GrantError(_MAP, GNTST_general_error, str(error)) from None
+
+    def _leave_old_place(self, gfn: int, frame: MachineFrame) -> None:
+        """A domain that maps its own page finds it there alone from now on (`p2m_add_page`)."""
+        if frame.home is not self._space:
+            return
+        old = self._space.gfn_of(frame)
+        if old is not None and old != gfn:
+            self._space.unhook(old)
 
     def unmap(self, handle: int, host_addr: int) -> None:
         """Ends the mapping at `host_addr` (`unmap_common`); at 0 nothing is unmapped, as in Xen."""

@@ -71,6 +71,9 @@ _MASK64 = (1 << 64) - 1
 _FLAT_CODE = Segment(0, 0, 0xFFFFFFFF, 0x00C09B00)
 _FLAT_DATA = Segment(0, 0, 0xFFFFFFFF, 0x00C09300)
 _NONE = Segment(0, 0, 0, 0)
+# Memory types by page attributes, as after a reset: APM volume 2, section 7.8.
+_PAT_AT_RESET = 0x0007040600070406
+
 _PVH_SEGMENTS = {
     "cs": _FLAT_CODE,
     **dict.fromkeys(("ds", "es", "ss"), _FLAT_DATA),
@@ -225,6 +228,7 @@ class CpuState:
         for name in ("cr2", "cr3", "cr4", "efer"):
             self._quads[_QUAD[name]] = 0
         self._quads[_QUAD["cr0"]] = 0x11
+        self.set_reg("pat", _PAT_AT_RESET)
         self._words[_HFLAGS // 4] = _HF_PE | _HF_GUEST
         self._quads[_EFLAGS // 8] = 2
         for name, segment in _PVH_SEGMENTS.items():

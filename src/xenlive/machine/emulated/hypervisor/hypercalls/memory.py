@@ -27,6 +27,7 @@ from xenlive.machine.emulated.hypervisor.hypercalls.caller import FAULTS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlive.abi.layout import Layout
     from xenlive.machine.emulated.hypervisor.domain import Domain
     from xenlive.machine.emulated.hypervisor.hypercalls.caller import Caller
     from xenlive.machine.emulated.space import MachineFrame
@@ -135,10 +136,9 @@ _RESERVATIONS: dict[int, Callable[[Caller, Domain, dict[str, Any], int], bool]] 
 def _exchange(caller: Caller, arg: int, start: int) -> int:
     """Pages for other pages: refused to an HVM guest, as soon as there is one (`steal_page`)."""
     call = "XENMEM_exchange"
-    _validate_no_start(call, start)
     layout = caller.form(abi.XEN_MEMORY_EXCHANGE, abi.XEN_MEMORY_EXCHANGE_32)
     part = caller.form(abi.XEN_MEMORY_RESERVATION, abi.XEN_MEMORY_RESERVATION_32)
-    op = caller.read_struct(layout, arg)
+    op = _read_struct_unstarted(caller, call, layout, arg, start)
     given, wanted = part.decode(op["in"]), part.decode(op["out"])
     done = op["nr_exchanged"]
     orders = given["extent_order"], wanted["extent_order"]
@@ -269,8 +269,7 @@ def _claim_pages(caller: Caller, arg: int, start: int) -> int:
 
 def _get_vnumainfo(caller: Caller, arg: int, start: int) -> int:
     call = "XENMEM_get_vnumainfo"
-    _validate_no_start(call, start)
-    op = caller.read_struct(abi.XEN_VNUMA_TOPOLOGY_INFO, arg)
+    op = _read_struct_unstarted(caller, call, abi.XEN_VNUMA_TOPOLOGY_INFO, arg, start)
     if op["pad"]:
         raise HypercallError(call, XEN_EINVAL, "padding is not zero")
     domain = caller.domain.find(call, op["domid"])
@@ -293,6 +292,16 @@ def _acquire_resource(caller: Caller, arg: int, start: int) -> int:
     if not caller.is_64bit:
         caller.read_struct(abi.XEN_MEM_ACQUIRE_RESOURCE_32, arg)
     raise HypercallError("XENMEM_acquire_resource", XEN_EACCES, "not for HVM guests")
+
+
+def _read_struct_unstarted(
+    caller: Caller, call: str, layout: Layout, arg: int, start: int
+) -> dict[str, Any]:
+    """A structure of a call that can't be gone on with: the form for 32 bit is read first."""
+    if not caller.is_64bit:
+        caller.read(arg, layout.size)
+    _validate_no_start(call, start)
+    return caller.read_struct(layout, arg)
 
 
 def _validate_no_start(call: str, start: int) -> None:

@@ -148,7 +148,10 @@ def _add_one(domain: Domain, space: int, idx: int, gfn: int) -> None:
     try:
         domain.space.place(gfn, frame, XEN if frame.is_xen else RAM)
     except BadAddress as error:
-        raise HypercallError(_ADD, XEN_EINVAL, str(error)) from None
+        # The page was taken from where it stood before Xen found no table for the new place.
+        if old_gfn is not None:
+            domain.space.unhook(old_gfn)
+        raise HypercallError(_ADD, XEN_ENOENT, str(error)) from None
 
 
 def _push_aside(domain: Domain, gfn: int, frame: MachineFrame) -> None:
@@ -182,9 +185,11 @@ def _source(domain: Domain, space: int, idx: int) -> MachineFrame | None:
 def remove_from_physmap(caller: Caller, arg: int, start: int) -> int:
     """Makes a guest frame a hole; the page stays the guest's, out of its reach."""
     call = "XENMEM_remove_from_physmap"
+    layout = caller.form(abi.XEN_REMOVE_FROM_PHYSMAP, abi.XEN_REMOVE_FROM_PHYSMAP_32)
+    if not caller.is_64bit:
+        caller.read(arg, layout.size)
     if start:
         raise HypercallError(call, XEN_EINVAL, "there is nothing to go on with")
-    layout = caller.form(abi.XEN_REMOVE_FROM_PHYSMAP, abi.XEN_REMOVE_FROM_PHYSMAP_32)
     op = caller.read_struct(layout, arg)
     domain = caller.domain.find(call, op["domid"])
     validate_translated(call, domain)

@@ -104,7 +104,9 @@ def _watchdog(caller: Caller, arg: int) -> int:
     if number == 0:
         new = timers.new_watchdog(when_ns)
         if new is None:
-            raise HypercallError(call, XEN_ENOSPC, "all watchdogs are in use")
+            # `domain_watchdog` gives -ENOSPC as a number of 32 bits without a sign.
+            caller.domain.last_refusal = HypercallError(call, XEN_ENOSPC, "all are in use")
+            return -XEN_ENOSPC & 0xFFFFFFFF
         return new
     if not timers.has_watchdog(number):
         raise HypercallError(call, XEN_EINVAL, f"no watchdog {number}")
