@@ -91,7 +91,7 @@ def build_start_info(
     bytes stand for, ModuleError for too many
     modules, BadAddress for an address that is not aligned.
     """
-    line = _encode_cmdline(cmdline)
+    line = encode_cmdline(cmdline)
     ranges = memmap.ranges()
     if len(modules) > MAX_MODULES:
         raise ModuleError(f"a start info names at most {MAX_MODULES} modules", len(modules))
@@ -202,7 +202,8 @@ def _read(memory: GuestMemory, address: int, size: int, code: str) -> bytes:
         raise ImageError(code, str(error)) from None
 
 
-def _encode_cmdline(cmdline: str | bytes) -> bytes:
+def encode_cmdline(cmdline: str | bytes) -> bytes:
+    """A command line as a kernel gets it, without the NUL after it. ConfigError if it can't be."""
     if isinstance(cmdline, bytes):
         line = cmdline
     else:

@@ -20,7 +20,7 @@ from xenlive.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XEN
 from xenlive.abi.hypercalls import hvm
 from xenlive.errors import ConfigError, ImageError
 from xenlive.kexec.elf import analyse_kernel
-from xenlive.kexec.start_info import build_start_info
+from xenlive.kexec.start_info import build_start_info, encode_cmdline
 from xenlive.machine.emulated import acpi
 from xenlive.machine.emulated.hypervisor.domain import HOST_DOMID, Domain
 from xenlive.machine.emulated.space import Space
@@ -150,7 +150,8 @@ def load_kernel(
     room.take_up_to(image.end)
     placed = [(room.place(len(m.data), "module"), m) for m in modules]
     named = [(at, len(m.data), m.cmdline) for at, m in placed] + kept_modules
-    strings_size = sum(len(line.encode()) + 1 for _, _, line in named if line)
+    lines = [encode_cmdline(line) + b"\0" if line else b"" for _, _, line in named]
+    strings_size = sum(len(line) for line in lines)
     # The block's size does not depend on its address.
     ranges = MemoryMap(MemoryRange(*entry) for entry in domain.e820)
     probe = build_start_info(
@@ -158,9 +159,9 @@ def load_kernel(
     )
     block_at = room.place(round_up(len(probe), 8) + strings_size, "start info")
     strings, entries = bytearray(), []
-    for at, size, line in named:
+    for (at, size, _), line in zip(named, lines, strict=True):
         where = block_at + round_up(len(probe), 8) + len(strings) if line else 0
-        strings += line.encode() + b"\0" if line else b""
+        strings += line
         entries.append((at, size, where))
     block = build_start_info(PhysAddr(block_at), ranges, entries, cmdline, acpi.RSDP_AT)
     _store(domain, kernel, image, placed)
@@ -173,7 +174,10 @@ def _store(
 ) -> None:
     for segment in image.segments:
         data = kernel[segment.offset : segment.offset + segment.file_size]
-        domain.space.load(segment.address, data.ljust(segment.memory_size, b"\0"))
+        domain.space.load(segment.address, data)
+        # Not as bytes: it may be gigabytes.
+        left = segment.memory_size - segment.file_size
+        domain.space.clear(segment.address + segment.file_size, left)
     for at, module in placed:
         domain.space.load(at, module.data)
 

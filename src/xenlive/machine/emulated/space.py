@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Protocol
 from xenlive.errors import BadAddress, OutOfSpace
 from xenlive.machine.emulated.spacememory import SpaceMemory
 from xenlive.machine.emulated.sparse import pieces
-from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE
+from xenlive.memory.address import PAGE_SHIFT, PAGE_SIZE, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -242,7 +242,7 @@ class Space:
         guest frame beyond all physical addresses.
         """
         if not 0 <= gfn <= MAX_GFN:
-            raise BadAddress(gfn << PAGE_SHIFT, PAGE_SIZE, "beyond 40 bits of address")
+            raise BadAddress(gfn << PAGE_SHIFT, PAGE_SIZE, "beyond 48 bits of address")
         old = self.lookup(gfn)
         if old is not None and not old.is_foreign:
             self._gfn_of[old.frame.index] = None
@@ -360,6 +360,22 @@ class Space:
         self.write(address, data)
         if self._mapper is not None:
             self._mapper.wrote(address, memoryview(data).nbytes)
+
+    def clear(self, address: int, size: int) -> None:
+        """Makes RAM zero, as `load` of zeroes would; whole pages go back to the system."""
+        start = self.contiguous(address, size)
+        first, last = round_up(address, PAGE_SIZE), (address + size) // PAGE_SIZE * PAGE_SIZE
+        if start is None or first >= last:
+            done = 0
+            for _, _, length in _split(address, size):
+                self.write(address + done, bytes(length))
+                done += length
+        else:
+            self.write(address, bytes(first - address))
+            self._mmap.madvise(mmap.MADV_REMOVE, start + first - address, last - first)
+            self.write(last, bytes(address + size - last))
+        if self._mapper is not None:
+            self._mapper.wrote(address, size)
 
     def is_backed(self, address: int, size: int) -> bool:
         """Whether there is a page behind each of `size` bytes, of its own or granted."""
