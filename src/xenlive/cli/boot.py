@@ -88,6 +88,8 @@ def boot_command(
     from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
     from xenlive.machine.emulated.world import WORLD_IDLE
 
+    if kernel is None and store_rundir is not None:
+        raise click.UsageError("a world that was saved has its own Xenstore: no --xenstore with it")
     handed = [_module(word) for word in modules]
     names = {
         module.data: split_word(word)[0].name for word, module in zip(modules, handed, strict=True)

@@ -14,7 +14,7 @@ from conformance.servers import XenliveServer
 from kernels.asker.asker_kernel import asker_kernel
 from kernels.devices.device_kernel import device_kernel
 from machine.fake_guest import FakeGuest, connect, introduce, wait_until
-from machine.hosts import make_image, status, update
+from machine.hosts import make_image, status, update, xenlive
 
 from xenlive.abi.xs_wire import XS_READ
 from xenlive.client.blocking import Xenstore
@@ -218,6 +218,13 @@ def test_no_snapshot_is_made_of_what_another_process_has(
     assert errors.count("\n") == 1, errors
     assert "another process" in errors
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_world_that_was_saved_has_its_own_store(tmp_path: Path) -> None:
+    words = ("boot", "--restore", "file", "--xenstore", str(tmp_path))
+    refused = xenlive(*words)
+    assert refused.returncode == 2
+    assert "its own Xenstore" in refused.stderr
 
 
 def test_nothing_is_left_on_the_other_side(server: XenliveServer) -> None:
