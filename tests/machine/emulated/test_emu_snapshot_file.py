@@ -207,7 +207,7 @@ def put(state: Any, path: str, value: Any) -> Any:
         ("guests.1.domain.3.2", 1),
         ("guests.1.domain.0.moved.0.1.kind", "nonsense"),
         ("guests.1.domain.4.1", [1, 0]),
-        ("guests.0.domain.5.e820", None),
+        ("guests.0.domain.6.e820", None),
         ("guests.0.vcpu.engine", ""),
         ("guests.0.vcpu.counters.0", 1.5),
         ("store.nodes.0.0", ""),

@@ -12,6 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from xenlive.abi.hypercalls.event_channel import (
+    EVTCHN_FIFO_CONTROL_BLOCK,
+    EVTCHN_FIFO_MAX_QUEUES,
+    EVTCHN_FIFO_NR_CHANNELS,
+)
 from xenlive.machine.emulated.hypervisor.evtchn import (
     INTERDOMAIN,
     IPI,
@@ -24,6 +29,7 @@ from xenlive.machine.emulated.hypervisor.evtchn import (
     VIRQ,
     Channel,
 )
+from xenlive.machine.emulated.hypervisor.evtchn_fifo import MAX_PAGES, QueueState
 from xenlive.machine.emulated.hypervisor.grantmap import MAX_HANDLES, Mapped
 from xenlive.machine.emulated.hypervisor.grants import MAX_FRAMES, MAX_STATUS_FRAMES, Active
 from xenlive.machine.emulated.hypervisor.hvmparams import HvmParams
@@ -195,6 +201,19 @@ class Plain(Form):
         return None
 
 
+_QUEUE, _LINK = Whole(0, EVTCHN_FIFO_MAX_QUEUES - 1), Whole(0, EVTCHN_FIFO_NR_CHANNELS - 1)
+QUEUES = Maybe(
+    Record(
+        QueueState,
+        control=Frame(),
+        offset=Whole(0, PAGE_SIZE - EVTCHN_FIFO_CONTROL_BLOCK.size),
+        pages=Listed(Frame(), MAX_PAGES),
+        tails=Row(*[_LINK] * EVTCHN_FIFO_MAX_QUEUES),
+        priorities=Table(_LINK, _QUEUE, EVTCHN_FIFO_NR_CHANNELS),
+        last_queues=Table(_LINK, _QUEUE, EVTCHN_FIFO_NR_CHANNELS),
+        waiting=Listed(_LINK, EVTCHN_FIFO_NR_CHANNELS, frozenset, is_ordered=False),
+    )
+)
 VALUES = Fields(
     has_console_io=Flag(),
     vm_assist=U64,
@@ -221,7 +240,7 @@ VALUES = Fields(
 
 def domain_form(domain: Domain) -> Form:
     """The form of what `Domain.save` gives, its memory apart."""
-    return Row(SPACE, EVENTS, GRANTS, MAPPINGS, Shared(domain.space), VALUES)
+    return Row(SPACE, EVENTS, GRANTS, MAPPINGS, Shared(domain.space), QUEUES, VALUES)
 
 
 VCPU = Record(
@@ -265,7 +284,7 @@ def validate_together(
     """
     held: Counter[tuple[int, int]] = Counter()
     pins: Counter[Pin] = Counter(back_end_pins)
-    for domid, (_, _, (_, _, _, active), (mapped, _, _), _, values) in states.items():
+    for domid, (_, _, (_, _, _, active), (mapped, _, _), _, queues, values) in states.items():
         for entry in active.values():
             held[entry.frame.home.domid, entry.frame.index] += 1
             if entry.table.domid != domid:
@@ -273,18 +292,20 @@ def validate_together(
                 pins[entry.table.domid, entry.ref, False] += entry.writers
         for one in mapped.values():
             pins[one.table.domid, one.ref, one.readonly] += 1
-        frame = values["_vcpu_info_frame"]
-        if frame is not None:
-            held[frame.home.domid, frame.index] += 1
+        own = [values["_vcpu_info_frame"]]
+        if queues is not None:
+            own += [queues.control, *queues.pages]
+        held.update((frame.home.domid, frame.index) for frame in own if frame is not None)
     all_ports = {0: host_ports}
     for domid, state in states.items():
         here = at.down(domid)
         domain = here.names.domain(domid, here)
-        space, events, grants, mappings, _, values = state
+        space, events, grants, mappings, _, queues, values = state
         _validate_space(domain, space, here.down("space"))
         if any(space.held.get(i, 0) != n for (d, i), n in held.items() if d == domid):
             raise here.down("space.held").fail("as often as its pages are in use", len(space.held))
         _validate_events(events, here.down("events"))
+        _validate_queues(domain, queues, here.down("queues"))
         _validate_grants(grants, here.down("grants"))
         _validate_mappings(mappings, here.down("mappings"))
         _validate_values(domain, values, here)
@@ -324,6 +345,15 @@ def _validate_events(state: Any, at: Place) -> None:
             wanted_pirqs[channel.number] = port
     if (virqs, pirqs) != (wanted_virqs, wanted_pirqs):
         raise at.fail("a table of the interrupts that are bound", sorted(virqs))
+
+
+def _validate_queues(domain: Domain, state: QueueState | None, at: Place) -> None:
+    if state is None:
+        return
+    if any(frame.home is not domain.space for frame in (state.control, *state.pages)):
+        raise at.down("pages").fail("pages of its own", len(state.pages))
+    if state.offset % 8:
+        raise at.down("offset").fail("a multiple of 8", state.offset)
 
 
 def _validate_ends(all_ports: dict[int, dict[int, Channel]], at: Place) -> None:
