@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated import stop as stops
 from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
+from xenlive.machine.emulated.lens.faults import errno_name
 from xenlive.machine.emulated.lens.symbols import name_in_chain
 from xenlive.machine.emulated.processor.paging import NonCanonical, PageFault
 
@@ -68,17 +69,25 @@ _GENERAL_32 = _GENERAL_64[:8]
 _OTHERS = ("rip", "eflags", "cr0", "cr2", "cr3", "cr4", "efer")
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 
+_ERRNO_MAX = 4095
 _FRAMES_MAX = 32
+_FRAMES_SURE = 2  # with fewer names than this the stack is searched
+_SCANNED_BYTES = 2048
+_CALL_MAX = 7
 _CALLS_SHOWN = 10
 _PER_LINE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One level of a backtrace: the address, and its name if it has one."""
+    """One level of a backtrace: the address, and its name if it has one.
+
+    A guess is what lies on the stack and looks like a return address: it may be an old one.
+    """
 
     address: int
     name: str
+    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,8 @@ def describe(guest: Guest) -> Report:
     registers |= {name: engine.segment(name).selector for name in _SEGMENTS}
     now = guest.vcpu.clock.now_ns
     frames = [Frame(at, name_at(guest, at, now)) for at in _return_addresses(guest)]
+    if sum(bool(frame.name) for frame in frames) < _FRAMES_SURE:
+        frames += _guesses(guest, {frame.address for frame in frames})
     calls = [_call_text(guest, record) for record in guest.vcpu.recent][-_CALLS_SHOWN:]
     return Report(guest.stop, is_64bit, registers, frames, calls)
 
@@ -155,7 +166,10 @@ def lines(report: Report) -> list[str]:
     cells += [f"{name:>6} {report.registers[name]:04x}" for name in _SEGMENTS]
     text += ["".join(cells[at : at + _PER_LINE]) for at in range(0, len(cells), _PER_LINE)]
     text.append("  backtrace")
-    text += [f"    {frame.address:#x}  {frame.name}".rstrip() for frame in report.backtrace]
+    text += [
+        f"    {frame.address:#x}  {'? ' if frame.is_guess else ''}{frame.name}".rstrip()
+        for frame in report.backtrace
+    ]
     text.append("  last hypercalls" if report.calls else "  no hypercalls")
     text += [f"    {call}" for call in report.calls]
     return text
@@ -169,7 +183,10 @@ def as_object(report: Report) -> dict[str, Any]:
         "exit": exit_code(report.stop),
         "bits": 64 if report.is_64bit else 32,
         "registers": {name: f"{value:#x}" for name, value in report.registers.items()},
-        "backtrace": [{"address": f"{f.address:#x}", "name": f.name} for f in report.backtrace],
+        "backtrace": [
+            {"address": f"{f.address:#x}", "name": f.name, "guess": f.is_guess}
+            for f in report.backtrace
+        ],
         "hypercalls": report.calls,
     }
 
@@ -189,13 +206,43 @@ def _return_addresses(guest: Guest) -> list[int]:
         if frame == 0 or data is None:
             break
         above, address = (int.from_bytes(data[at : at + size], "little") for at in (0, size))
-        if address == 0 or address == (1 << 8 * size) - 1:
+        if read_virtual(guest, address, 1) is None or address == 0:
             break
         found.append(address)
         if above <= frame:  # stacks grow down: anything else is no chain
             break
         frame = above
     return found
+
+
+def _guesses(guest: Guest, known: set[int]) -> list[Frame]:
+    """What on the stack could be return addresses: in a kernel's code, behind a call.
+
+    Most kernels keep no frame pointers.
+    """
+    engine = guest.vcpu.engine
+    size = 8 if engine.code_bits == 64 else 4
+    stack = engine.reg("rsp")
+    found: list[Frame] = []
+    for place in range(stack, stack + _SCANNED_BYTES, size):
+        data = read_virtual(guest, place, size)
+        if data is None or len(found) == _FRAMES_MAX:
+            break
+        address = int.from_bytes(data, "little")
+        code = read_virtual(guest, address - _CALL_MAX, _CALL_MAX)
+        if address in known or code is None or not _ends_with_call(code):
+            continue
+        name = name_at(guest, address, guest.vcpu.clock.now_ns)
+        if name:
+            found.append(Frame(address, name, is_guess=True))
+    return found
+
+
+def _ends_with_call(code: bytes) -> bool:
+    """E8 with a displacement, or FF /2: with a register, or memory in one of its forms."""
+    if code[-5] == 0xE8:
+        return True
+    return any(code[-n] == 0xFF and code[-n + 1] >> 3 & 7 == 2 for n in (2, 3, 4, 6, 7))
 
 
 def read_virtual(guest: Guest, address: int, size: int) -> bytes | None:
@@ -211,6 +258,8 @@ def _call_text(guest: Guest, record: HypercallRecord) -> str:
     rest = record.args[1:3] if "." in name else record.args[:3]
     arguments = ", ".join(f"{value:#x}" for value in rest)
     result = "does not return" if record.result is None else f"= {record.result}"
+    if record.result is not None and -_ERRNO_MAX <= record.result < 0:
+        result += f" {errno_name(-record.result)}"
     when = f"{record.when_ns / 1e6:.6f} ms"
     where = name_at(guest, record.rip, record.when_ns) or f"{record.rip:#x}"
     return f"{when:>16}  {name}({arguments}) {result}  from {where}"

@@ -100,6 +100,14 @@ class Symbols:
             return None
         return symbol.name, offset
 
+    def has_no_content_at(self, address: int) -> bool:
+        """Whether the file has zeros there, so that nothing can be compared: a hypercall page."""
+        return any(
+            len(segment.data) <= address - start < segment.size
+            for segment in self._segments
+            for start in (segment.virtual, segment.physical)
+        )
+
     def is_at(self, address: int, read: Callable[[int, int], bytes | None]) -> bool:
         """Whether the code at `address` is this file's; `read` gives what is in memory there."""
         for segment in self._segments:
@@ -145,6 +153,9 @@ def name_in_chain(
         found = symbols_of(chain[n_entered - 1][1]).find(address)
         if found is not None:
             return f"{found[0]}+{found[1]:#x}"
+    if chain and symbols_of(chain[-1][1]).has_no_content_at(address):
+        found = symbols_of(chain[-1][1]).find(address)
+        return f"{found[0]}+{found[1]:#x}" if found is not None else ""
     images = [symbols_of(elf) for _, elf in reversed(chain)]
     return name_address([*images, *(symbols_of(elf) for elf in files)], address, read)
 
