@@ -110,10 +110,10 @@ class Machine:
         """Runs the guest; time jumps to its timer when it waits for that."""
         while True:
             ended = self.vcpu.run(max_blocks)
-            if ended != RUN_HALTED or self.note.timer_ns is None:
+            timer_ns = self.vcpu.next_timer_ns()
+            if ended != RUN_HALTED or timer_ns is None:
                 return ended
-            self.clock.advance_to(self.note.timer_ns)
-            self.note.timer_fired(self.clock.now_ns)
+            self.clock.advance_to(timer_ns)
 
     def run_to_end(self) -> GuestStop:
         """Runs the guest until it ends."""
