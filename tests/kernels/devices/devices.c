@@ -30,7 +30,7 @@
 
 enum { TVERSION = 100, TATTACH = 104, TWALK = 110, TOPEN = 112, TCREATE = 114, TREAD = 116 };
 enum { TWRITE = 118, TCLUNK = 120, TREMOVE = 122, TSTAT = 124, NOFID = -1, RECORD_9PFS = 1 };
-enum { FIRST_REF = 8, INITIALISED = 3, CONNECTED = 4 };
+enum { FIRST_REF = 8, REFS_EACH = 120, CONNECTED = 4 };
 
 static struct ring rings[MAX_RINGS];
 static unsigned n_rings, device, which;
@@ -211,7 +211,7 @@ static int new_rings(unsigned n, unsigned order)
         int index = module.mod ? module_pages(pages, n_pages) : ram_pages(pages, n_pages);
         int result = index < 0 ? index
                                : make_ring(&rings[n_rings], pages, order,
-                                           FIRST_REF + n_rings * n_pages);
+                                           FIRST_REF + device * REFS_EACH + n_rings * n_pages);
 
         if (!result && module.mod && !n_rings)
             result = save((unsigned)index);

@@ -6,6 +6,7 @@ Sources of what is right: Xen `public/io/9pfs.h` and `docs/misc/9pfs.pandoc`, Pl
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -207,7 +208,6 @@ def kernel_with(script: str) -> tuple[bytes, str]:
 def test_a_front_end_closes_and_connects_anew(rigs: Rigs) -> None:
     rig = rigs()
     again = "front state 5; back 5; front state 6; back 6; front state 1; back 2"
-    files = os.listdir("/proc/self/fd")
     (told,) = rig.run(
         f"{MOUNT}; walk 0 1; create 1 2 420 f; put 1 0 abc; {again}; offer; back 4;"
         "version; attach 0; walk 0 1 f; open 1 0; get 1 0 9; front state 5; back 5"
@@ -216,7 +216,7 @@ def test_a_front_end_closes_and_connects_anew(rigs: Rigs) -> None:
     assert told.results[7:13] == [0, 5, 0, 6, 0, 2]
     assert rig.device.connections == 2
     assert rig.device.state == XenbusStateClosing
-    assert len(os.listdir("/proc/self/fd")) == len(files)  # what was open is closed
+    assert open_files(rig.device.share.directory) == [rig.device.share.directory]
     assert entries_in_use(rig.guest.domain.grants.header, 8, 8 + 17) == 0
 
 
@@ -331,7 +331,7 @@ def test_indices_that_lie_cost_the_device_and_nothing_else(rigs: Rigs, lie: str,
     assert rig.devices[1].state == XenbusStateConnected
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_nonsense_in_the_ring(rigs: Rigs, seed: int) -> None:
     """Bytes of a message in wrong places: an answer, or the end of the device; never of more."""
     rig = rigs()
@@ -340,6 +340,15 @@ def test_nonsense_in_the_ring(rigs: Rigs, seed: int) -> None:
     (told,) = rig.run(f"{MOUNT}; {junk}; left; version; node domid")
     assert told.results[-1] == 1
     assert rig.device.state in (XenbusStateConnected, XenbusStateClosed)
+
+
+def open_files(directory: str) -> list[str]:
+    """What this process has open there."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists them
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(directory)]
 
 
 def entries_in_use(header: object, first: int, end: int) -> int:
