@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xenlive.machine.emulated.processor.cpustate import CpuState
     from xenlive.machine.emulated.processor.paging import Paging, Physical
 
-DEBUG, BREAKPOINT, OVERFLOW, INVALID_OPCODE = 1, 3, 4, 6
+DEBUG, BREAKPOINT, OVERFLOW, INVALID_OPCODE, NOT_AVAILABLE = 1, 3, 4, 6, 7
 DOUBLE_FAULT, INVALID_TSS, NOT_PRESENT, STACK_FAULT = 8, 10, 11, 12
 GENERAL_PROTECTION, PAGE_FAULT, ALIGNMENT = 13, 14, 17
 
@@ -62,7 +62,9 @@ class Fault(Exception):
 
 
 class Event(NamedTuple):
-    """What is to be delivered. `error` None is one without; `next_rip` is for software ones.
+    """What is to be delivered. `error` None is one without an error code.
+
+    `next_rip` is where the guest goes on after it, unless that is where it stands.
 
     `is_external` marks interrupts from outside, `is_software` int n, int3 and into.
     """
@@ -206,7 +208,7 @@ class Delivery:
 
     @property
     def _return_rip(self) -> int:
-        return self._event.next_rip if self._event.is_software else self._cpu.reg("rip")
+        return self._event.next_rip or self._cpu.reg("rip")
 
     def _enter_64(self, gate: _Gate, code: Segment, cpl: int, saved: int) -> None:
         cpu = self._cpu

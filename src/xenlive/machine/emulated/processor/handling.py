@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xenlive.machine.emulated.interface import Processor
 from xenlive.machine.emulated.processor import exits, intercepts
 from xenlive.machine.emulated.processor.backed import Backed
+from xenlive.machine.emulated.processor.corrections import corrected, may_be_wrong
 from xenlive.machine.emulated.processor.cpuid import MSR_HYPERCALL_PAGE
 from xenlive.machine.emulated.processor.decode import (
     ICEBP,
@@ -188,17 +189,20 @@ class ExitHandler(Processor):
 
     def _instruction(self) -> Instruction:
         """The instruction at RIP, as far as it can be read."""
+        return decode(self._code(), self.engine.code_bits)
+
+    def _code(self) -> bytes:
+        """The bytes at RIP: those of an instruction, or as many as can be read."""
         engine = self.engine
         rip = engine.reg("rip") + engine.reg("cs_base")
         paging, size = engine.paging(), MAX_LENGTH
         try:
-            code = paging.read(self.physical, rip, size)
+            return paging.read(self.physical, rip, size)
         except (PageFault, NonCanonical):
             try:
-                code = paging.read(self.physical, rip, PAGE_SIZE - rip % PAGE_SIZE)[:size]
+                return paging.read(self.physical, rip, PAGE_SIZE - rip % PAGE_SIZE)[:size]
             except (PageFault, NonCanonical):
-                code = b""
-        return decode(code, engine.code_bits)
+                return b""
 
     def _skip(self, length: int) -> int:
         """Where the next instruction is; RIP goes there."""
@@ -215,13 +219,16 @@ class ExitHandler(Processor):
                 self._hypercall(instruction.length)
                 return
             if instruction.opcode == ICEBP:
-                self._skip(instruction.length)
-                self._inject(Event(DEBUG))
+                next_rip = self.engine.reg("rip") + instruction.length
+                self._inject(Event(DEBUG, next_rip=next_rip))
                 return
-        if found.vector == PAGE_FAULT:
+        vector, error = found.vector, found.error
+        if may_be_wrong(self.engine, vector):
+            code = self._code()
+            vector, error = corrected(self.engine, code, vector, error, found.address)
+        if vector == PAGE_FAULT:
             self.engine.set_reg("cr2", found.address)
-        error = found.error if found.vector in WITH_ERROR_CODE else None
-        self._inject(Event(found.vector, error))
+        self._inject(Event(vector, error if vector in WITH_ERROR_CODE else None))
 
     def _on_soft_interrupt(self, _: Exit) -> None:
         instruction = self._instruction()
