@@ -45,8 +45,9 @@ RUN_ENDED = "ended"  # `ended` says why
 
 BLOCK_NS = 10
 RDTSC_NS = 100
-#: A guest that makes no hypercall and never halts for this many blocks does nothing but spin.
-SPIN_LIMIT = 300_000_000
+#: A guest that makes no hypercall and never halts for this many blocks does nothing but spin. There
+#: are test kernels that count to 2^30 before they say what came of it.
+SPIN_LIMIT = 1_200_000_000
 _RUN_MAX = 2_000_000  # so that Ctrl-C is heard
 
 _MASK64 = (1 << 64) - 1
