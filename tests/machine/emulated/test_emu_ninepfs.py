@@ -234,6 +234,20 @@ def test_a_kernel_that_comes_new_need_not_close_first(rigs: Rigs) -> None:
     assert len(rig.device.rings) == 2
 
 
+def test_a_domain_that_goes_takes_its_device_along(rigs: Rigs) -> None:
+    rig = rigs()
+    host = rig.world.host.events
+    ports = host.save()[0].keys()
+    rig.run(f"{MOUNT}; walk 0 1; create 1 2 420 f")
+    assert host.save()[0].keys() > ports
+    device, domain = rig.device, rig.guest.domain
+    rig.world.remove_guest(rig.guest)
+    assert not device.rings
+    assert entries_in_use(domain.grants.header, 8, 8 + 17) == 0
+    assert open_files(device.share.directory) == []
+    assert host.save()[0].keys() == ports
+
+
 @pytest.mark.parametrize(
     ("states", "ends"),
     [
