@@ -29,6 +29,7 @@ from typing import TypeVar
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
+import emulator_figures  # noqa: E402
 import kexec_figures  # noqa: E402
 from measure import NODES, Bench, BenchError, Workload  # noqa: E402
 from peer.tools import build_xsbench, missing_peers  # noqa: E402
@@ -198,7 +199,9 @@ def main() -> int:
         console.print(f"No server measured, missing: {', '.join(missing)}")
         with console.status("") as status:
             figures = kexec_figures.measure(quick=options.quick, say=status.update)
+            emulator = emulator_figures.measure(quick=options.quick, say=status.update)
         console.print(kexec_figures.draw(figures))
+        console.print(emulator_figures.draw(*emulator))
         return 1
     rounds = options.rounds or (1 if options.quick else 5)
     with (
@@ -209,7 +212,8 @@ def main() -> int:
         try:
             run.measure()
             figures = kexec_figures.measure(quick=options.quick, say=status.update)
-        except (BenchError, RuntimeError) as error:
+            emulator = emulator_figures.measure(quick=options.quick, say=status.update)
+        except (BenchError, RuntimeError, emulator_figures.Unmeasured) as error:
             console.print(draw(run.rows))
             console.print(f"stopped: {error}", style="red", markup=False)
             return 1
@@ -217,6 +221,7 @@ def main() -> int:
             return 130
     console.print(draw(run.rows))
     console.print(kexec_figures.draw(figures))
+    console.print(emulator_figures.draw(*emulator))
     if options.json:
         result = {
             "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
@@ -224,6 +229,7 @@ def main() -> int:
             "rounds": rounds,
             "rows": [asdict(row) for row in run.rows],
             "kexec_module": kexec_figures.as_objects(figures),
+            "emulated_machine": emulator_figures.as_objects(emulator[0]),
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
