@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xenlive.abi.hypercalls.xen import VIRQ_DOM_EXC
 from xenlive.domain.events import FIRST_FREE_PORT, MAX_PORTS
 from xenlive.errors import ConfigError, HypercallError
 from xenlive.kexec.start_info import parse_start_info
@@ -136,6 +138,12 @@ def _port() -> Port:
         (hc.EVTCHN_CLOSE, 77, -errno.EINVAL),
         (hc.EVTCHN_ALLOC_UNBOUND, 5, -errno.ESRCH),
         (hc.LISTENER, 0, -errno.ENOENT),
+        (hc.GNTTAB_MAP, 2, -errno.ESRCH),
+        (hc.GNTTAB_MAP, 1, -errno.ESRCH),
+        (hc.EVTCHN_BIND_INTERDOMAIN, 2, -errno.ESRCH),
+        (hc.EVTCHN_BIND_INTERDOMAIN, 1 << 63, -errno.ESRCH),
+        (hc.EVTCHN_BIND_VIRQ, 0, -errno.EINVAL),
+        (hc.DOMAIN_STATE, 2, -errno.ESRCH),
         (99, 0, -errno.ENOSYS),
         (0, 0, -errno.ENOSYS),
     ],
@@ -202,3 +210,51 @@ def _shared_domain() -> HostedDomain:
     if not _SHARED:
         _SHARED.append(HostedDomain(1, RAM_MIN_BYTES))
     return _SHARED[0]
+
+
+def test_another_domain_is_reached_by_what_it_shares_alone(domain: HostedDomain) -> None:
+    other = domain.others.enter()
+    memory = os.memfd_create("other", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, 8192)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    other.share_page(1, memory, 4096)
+    hears, rings = other.share_port(7)
+    assert call(domain, hc.GNTTAB_MAP, other.domid, 1)[:2] == (0, 4096)
+    assert call(domain, hc.GNTTAB_MAP, other.domid, 2)[0] == -errno.EINVAL
+    assert call(domain, hc.EVTCHN_BIND_INTERDOMAIN, other.domid, 8)[0] == -errno.EINVAL
+    status, port = call(domain, hc.EVTCHN_BIND_INTERDOMAIN, other.domid, 7)[:2]
+    assert status == 0
+    os.eventfd_write(domain.ports[port].to_remote, 1)
+    assert os.eventfd_read(hears) == 1
+    os.eventfd_write(rings, 1)
+    assert os.eventfd_read(domain.ports[port].from_remote) == 1
+    assert call(domain, hc.DOMAIN_STATE, other.domid)[:2] == (0, 0)
+
+
+def test_changes_of_other_domains_ring_one_port_that_stays(domain: HostedDomain) -> None:
+    other = domain.others.enter()
+    port = call(domain, hc.EVTCHN_BIND_VIRQ, VIRQ_DOM_EXC)[1]
+    assert call(domain, hc.EVTCHN_BIND_VIRQ, VIRQ_DOM_EXC)[1] == port
+    bell = domain.ports[port].from_remote
+    domain.others.shut_down(other)
+    domain.others.shut_down(other)
+    assert os.eventfd_read(bell) == 1
+    assert call(domain, hc.DOMAIN_STATE, other.domid)[1] == 1
+    os.eventfd_write(bell, (1 << 64) - 2)
+    domain.others.leave(other)
+    assert call(domain, hc.DOMAIN_STATE, other.domid)[0] == -errno.ESRCH
+    assert call(domain, hc.EVTCHN_CLOSE, port)[0] == 0
+    domain.others.leave(domain.others.enter())
+
+
+def test_a_domain_id_comes_again_only_after_all_others(domain: HostedDomain) -> None:
+    others = domain.others
+    kept = others.enter()
+    seen = []
+    for _ in range(0x7FF0 - 3):
+        other = others.enter()
+        seen.append(other.domid)
+        others.leave(other)
+    assert len(set(seen)) == len(seen) == 0x7FF0 - 3
+    assert {0, domain.domid, kept.domid}.isdisjoint(seen)
+    assert others.enter().domid == seen[0]

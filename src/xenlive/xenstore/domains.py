@@ -204,7 +204,10 @@ def _forget_rights(server: XenstoreServer, domid: int) -> None:
         # Its children may have gone with a node above it.
         if path in store.nodes and path != b"/":
             server.remove_subtree(path, None)
-    for node in store.special.values():
+    # What there must be goes to domain 0.
+    for node in (store.nodes[b"/"], *store.special.values()):
+        if perms.owner_of(node.perms) == domid:
+            node.perms = perms.with_owner(node.perms, _DOM0)
         node.perms = perms.without_domain(node.perms, domid)
     store.remove_domain(domid)
 

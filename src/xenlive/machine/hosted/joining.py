@@ -87,6 +87,8 @@ class Membership:
             packet, given, _, _ = socket.recv_fds(
                 self._socket, _PACKET_MAX, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
             )
+            if not packet:
+                raise self._refused("the connection was closed")
             answer = json.loads(packet)
         except (OSError, ValueError) as error:
             raise self._refused(str(error) or "no answer") from None

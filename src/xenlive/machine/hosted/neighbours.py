@@ -85,8 +85,15 @@ class NeighbourDoor:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
             return
+        except OSError:
+            # Too many descriptors, most likely: nobody comes in before somebody has gone.
+            self._drop_idle()
+            self._epoll.modify(self._listener.fileno(), 0 if self._neighbours else select.EPOLLIN)
+            return
+        if len(self._neighbours) >= OTHERS_MAX:
+            self._drop_idle()
         if len(self._neighbours) >= OTHERS_MAX:
             connection.close()
             return
@@ -144,9 +151,17 @@ class NeighbourDoor:
             return {"ok": True}, []
         raise PeerError("not a verb, or not now", value=str(verb)[:40])
 
+    def _drop_idle(self) -> None:
+        """Makes room: who has been there for longest and has entered no domain has to go."""
+        for fd, neighbour in self._neighbours.items():
+            if neighbour.other is None:
+                self._drop(fd)
+                return
+
     def _drop(self, fd: int) -> None:
         neighbour = self._neighbours.pop(fd)
         self._epoll.unregister(fd)
+        self._epoll.modify(self._listener.fileno(), select.EPOLLIN)
         neighbour.socket.close()
         if neighbour.other is not None:
             self._others.leave(neighbour.other)

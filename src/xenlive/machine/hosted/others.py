@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from xenlive.errors import HypercallError, PeerError
 from xenlive.memory.address import PAGE_SIZE
 
-#: Each costs up to six descriptors of the host's.
+#: Each costs a descriptor of the host's, and each of its shares three.
 OTHERS_MAX = 32
-SHARES_MAX = 4
+SHARES_MAX = 2
 
 _FIRST_RESERVED = 0x7FF0
 _U32 = 0xFFFFFFFF
@@ -95,17 +95,17 @@ class OtherDomains:
         self.on_change: Callable[[], None] = _nobody
         self._domains: dict[int, Other] = {}
         self._own_domid = own_domid
-        self._last_domid = own_domid
+        self._next_domid = own_domid + 1
         self._entered = 0
 
     def enter(self) -> Other:
         """A new domain. PeerError if there are too many."""
         if len(self._domains) >= OTHERS_MAX:
             raise PeerError("too many domains beside this one", value=len(self._domains))
-        domid = self._last_domid
+        domid = self._next_domid
         while domid in self._domains or domid in (0, self._own_domid):
             domid = (domid + 1) % _FIRST_RESERVED
-        self._last_domid = domid
+        self._next_domid = (domid + 1) % _FIRST_RESERVED
         self._entered += 1
         self._domains[domid] = found = Other(domid, self._entered)
         return found
@@ -119,8 +119,6 @@ class OtherDomains:
     def leave(self, other: Other) -> None:
         """A domain is gone."""
         del self._domains[other.domid]
-        # So that its id is the last one to be given out again.
-        self._last_domid = max(self._last_domid, other.domid) + 1
         other.close()
         self.on_change()
 
