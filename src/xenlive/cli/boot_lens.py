@@ -264,7 +264,7 @@ class Lens:
         from xenlive.machine.emulated.lens.pages import write_image
 
         def left(_: Left) -> None:
-            write_image(guest.domain, Path(f"{prefix}-{len(entries.entries)}-before.img"))
+            write_image(guest.domain, Path(f"{prefix}-{entries.next_n}-before.img"))
 
         def entered(entry: Entry) -> None:
             if entry.n:

@@ -82,7 +82,7 @@ class Entry(NamedTuple):
 
 
 class Entries:
-    """Watches a guest that was booted and has not run. `names` are those of its files."""
+    """Watches a guest from now on, best before it has run. `names` are those of its files."""
 
     def __init__(self, guest: Guest, names: dict[bytes, str] | None = None) -> None:
         self._guest = guest
@@ -90,6 +90,8 @@ class Entries:
         self._known: dict[int, list[Known]] = {}
         self._points: list[Breakpoint] = []
         self._searches = 0
+        #: The number of the kernel to come. A guest that has run is in the middle of its chain.
+        self.next_n = max(len(guest.chain), 1) if guest.vcpu.blocks else 0
         self._left: Left | None = None
         self._stored: Known | None = None
         #: All entries so far.
@@ -189,7 +191,8 @@ class Entries:
         now_ns = self._guest.vcpu.clock.now_ns
         known = self._stored or self._which(address)
         self._stored = None
-        entry = Entry(len(self.entries), now_ns, address, start_info, known, self._left)
+        entry = Entry(self.next_n, now_ns, address, start_info, known, self._left)
+        self.next_n += 1
         self._left, self._searches = None, 0
         self.entries.append(entry)
         if entry.n:
