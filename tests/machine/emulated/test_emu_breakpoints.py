@@ -225,17 +225,20 @@ def test_exits_are_told_of_before_they_are_handled(machines: Machines) -> None:
 def test_hooks_that_sleep_are_taken_away_when_they_cost_something() -> None:
     hooks: list[int] = []
 
-    def hook(address: int) -> int:
-        hooks.append(address)
-        return address
+    def hook(_: int, __: int, ___: int, bounds: tuple[int, int]) -> int:
+        hooks.append(bounds[0])
+        return bounds[0]
 
-    breaks = Breaks(hook, hooks.remove, lambda _: None)
+    def make() -> Breaks:
+        return Breaks(hook, hooks.remove, lambda kind, function: kind(function), lambda _: None)
+
+    breaks = make()
     for address in range(100):
         breaks.add(address)
         breaks.remove(address)
         breaks.tidy()
     assert len(hooks) < 70
-    breaks = Breaks(hook, hooks.remove, lambda _: None)
+    breaks = make()
     hooks.clear()
     breaks.add(5)
     breaks.remove(5)

@@ -245,6 +245,23 @@ def test_a_breakpoint_and_steps(counter: Debugged) -> None:
     assert counter.stub.is_detached
 
 
+def test_watchpoints(counter: Debugged) -> None:
+    client = counter.client
+    assert client.ask(b"Z2,9002,4") == b"OK"
+    assert client.ask(b"Z3,9000,4") == b"OK"
+    for refused in (b"Z2,1000000,4", b"Z4,9000,0", b"Z4,0,fffffff"):
+        assert client.ask(refused) == b"E0e"
+    client.ask(b"c")
+    rip = number_of(counter, "rip")
+    answers = counter.run(
+        *(b"p" + rip, b"m9000,4", b"z2,9002,4", b"Z4,9000,1", b"c", b"m9000,4", b"s", b"s", b"D")
+    )
+    assert counter.stops[:2] == [b"T05thread:1;watch:9002;", b"T05thread:1;awatch:9000;"]
+    assert int.from_bytes(bytes.fromhex(answers[0].decode()), "little") == counter.loop + 6
+    assert [answers[1], answers[5]] == [b"01000000", b"02000000"]
+    assert counter.stops[2:] == [b"T05thread:1;"] * 2
+
+
 def test_stepping_within_a_range(counter: Debugged) -> None:
     client = counter.client
     start, loop, jump = counter.entry, counter.loop, counter.loop + 6

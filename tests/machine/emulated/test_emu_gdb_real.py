@@ -178,6 +178,24 @@ def test_a_breakpoint_outlives_kexec_and_what_is_set_holds(
     assert boot.end()[0] == 0
 
 
+def test_watching_memory(boots: list[Boot], tmp_path: Path) -> None:
+    boot = chain(boots, tmp_path, 64)
+    said = boot.gdb(
+        *("break make", "continue", "watch start.n_map", "rwatch module.mod", "continue"),
+        *("backtrace 1", "delete", "continue"),
+    )
+    in_order(
+        said,
+        r"Breakpoint 1, make ",
+        r"Hardware watchpoint 2: start.n_map",
+        r"Hardware read watchpoint 3: module.mod",
+        r"Hardware (read )?watchpoint [23]: ",
+        r"#0 ",
+        r"exited normally",
+    )
+    assert boot.end()[0] == 0
+
+
 def test_what_gdb_leaves_goes_on(boots: list[Boot], tmp_path: Path) -> None:
     boot = chain(boots, tmp_path, 64)
     assert "Breakpoint 1, kernel_main" in boot.gdb("break kernel_main", "continue", "detach")

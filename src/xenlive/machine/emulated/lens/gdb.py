@@ -4,8 +4,9 @@
        └──── D, k, the debugger is gone ──▶ detached
 
 What is there: registers (g G p P) with a target description, memory (m M x X), breakpoints that
-patch nothing (Z0 and Z1 alike), c, s, vCont with r (stepping within a range of addresses, which
-makes `next` fast), D, k, Ctrl-C, `monitor info`. There is one thread, 1: the guest's processor.
+patch nothing (Z0 and Z1 alike), watchpoints (Z2, Z3, Z4), c, s, vCont with r (stepping within a
+range of addresses, which makes `next` fast), D, k, Ctrl-C, `monitor info`. There is one thread, 1:
+the guest's processor.
 
 A guest that ends well gives `W`. One that crashes stops for a last time, as if by SIGABRT, so that
 it can be looked at, and gives `X` when it is to go on.
@@ -23,6 +24,14 @@ import functools
 from typing import TYPE_CHECKING
 
 from xenlive.machine.emulated.lens import gdbpackets
+from xenlive.machine.emulated.lens.gdbaccess import (
+    BAD_REQUEST,
+    NOT_KNOWN,
+    OK,
+    READ_MAX,
+    answer_access,
+    decode_range,
+)
 from xenlive.machine.emulated.lens.gdbpackets import (
     PAYLOAD_MAX,
     PacketReader,
@@ -31,20 +40,18 @@ from xenlive.machine.emulated.lens.gdbpackets import (
     encode_packet,
 )
 from xenlive.machine.emulated.lens.gdbregisters import target_description
-from xenlive.machine.emulated.lens.gdbtarget import STOP_ASKED, STOP_BREAKPOINT, Stop, Target
+from xenlive.machine.emulated.lens.gdbtarget import (
+    STOP_ASKED,
+    STOP_BREAKPOINT,
+    STOP_WATCHPOINT,
+    Stop,
+    Target,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OK = b"OK"
-NOT_KNOWN = b""
-# Errors have numbers, which GDB shows and does not interpret: errno's.
-NO_MEMORY_THERE, BAD_REQUEST = b"E0e", b"E16"
-
 _SIGINT, _SIGTRAP, _SIGABRT = 2, 5, 6
-_BREAKPOINT_KINDS = {b"0": "swbreak", b"1": "hwbreak"}
-# In an answer each byte of memory takes two digits.
-_READ_MAX = PAYLOAD_MAX // 2
 _FEATURES = (
     f"PacketSize={PAYLOAD_MAX:x};QStartNoAckMode+;qXfer:features:read+;vContSupported+;"
     "swbreak+;hwbreak+"
@@ -68,16 +75,6 @@ class Stub:
         self.is_detached = False
         self._handlers: dict[bytes, Callable[[bytes], bytes | None]] = {
             b"?": lambda _: self._stop_reply(),
-            b"g": self._read_registers,
-            b"G": self._write_registers,
-            b"p": self._read_register,
-            b"P": self._write_register,
-            b"m": lambda rest: self._read_memory(rest, is_binary=False),
-            b"x": lambda rest: self._read_memory(rest, is_binary=True),
-            b"M": lambda rest: self._write_memory(rest, is_binary=False),
-            b"X": lambda rest: self._write_memory(rest, is_binary=True),
-            b"Z": lambda rest: self._breakpoint(rest, self._target.add_breakpoint),
-            b"z": lambda rest: self._breakpoint(rest, self._target.remove_breakpoint),
             b"c": lambda rest: self._resume_at(rest, is_step=False),
             b"s": lambda rest: self._resume_at(rest, is_step=True),
             b"C": lambda rest: self._resume_at(rest.partition(b";")[2], is_step=False),
@@ -112,7 +109,10 @@ class Stub:
         acknowledgement = b"+" if self._acknowledges else b""
         payload = arrived.payload
         handler = self._handlers.get(payload[:1])
-        reply = NOT_KNOWN if handler is None else handler(payload[1:])
+        if handler is not None:
+            reply = handler(payload[1:])
+        else:
+            reply = answer_access(self._target, payload[:1], payload[1:])
         return acknowledgement + (b"" if reply is None else self._send(reply))
 
     def _send(self, payload: bytes) -> bytes:
@@ -148,6 +148,8 @@ class Stub:
         reply = b"T%02xthread:1;" % signal
         if self._stop.why == STOP_BREAKPOINT and self._tells_kinds:
             reply += self._stop.kind.encode() + b":;"
+        if self._stop.why == STOP_WATCHPOINT:
+            reply += f"{self._stop.kind}:{self._stop.address:x};".encode()
         return reply
 
     def _resume(self, go: Callable[[], None]) -> bytes | None:
@@ -198,63 +200,6 @@ class Stub:
         self._target.let_go()
         self.is_running = self.is_detached = True
 
-    # ---- registers and memory ------------------------------------------------------------
-
-    def _read_registers(self, _: bytes) -> bytes:
-        numbers = range(len(self._target.registers))
-        return b"".join(self._target.read_register(n) or b"" for n in numbers).hex().encode()
-
-    def _write_registers(self, text: bytes) -> bytes:
-        data = decode_hex(text)
-        sizes = [register.size for register in self._target.registers]
-        if data is None or len(data) != sum(sizes):
-            return BAD_REQUEST
-        at, done = 0, True
-        for number, size in enumerate(sizes):
-            done = self._target.write_register(number, data[at : at + size]) and done
-            at += size
-        return OK if done else BAD_REQUEST
-
-    def _read_register(self, text: bytes) -> bytes:
-        number = decode_number(text)
-        value = None if number is None else self._target.read_register(number)
-        return BAD_REQUEST if value is None else value.hex().encode()
-
-    def _write_register(self, text: bytes) -> bytes:
-        which, _, value = text.partition(b"=")
-        number, data = decode_number(which), decode_hex(value)
-        if number is None or data is None or not self._target.write_register(number, data):
-            return BAD_REQUEST
-        return OK
-
-    def _read_memory(self, text: bytes, is_binary: bool) -> bytes:
-        where = _range(text)
-        if where is None:
-            return BAD_REQUEST
-        address, size = where
-        data = self._target.read_memory(address, min(size, _READ_MAX))
-        if size and not data:
-            return NO_MEMORY_THERE
-        return b"b" + data if is_binary else data.hex().encode()
-
-    def _write_memory(self, text: bytes, is_binary: bool) -> bytes:
-        head, _, body = text.partition(b":")
-        where, data = _range(head), body if is_binary else decode_hex(body)
-        if where is None or data is None or len(data) != where[1]:
-            return BAD_REQUEST
-        return OK if self._target.write_memory(where[0], data) else NO_MEMORY_THERE
-
-    def _breakpoint(self, text: bytes, change: Callable[[str, int], None]) -> bytes:
-        which, _, rest = text.partition(b",")
-        kind = _BREAKPOINT_KINDS.get(which)
-        if kind is None:
-            return NOT_KNOWN
-        where = _range(rest)
-        if where is None:
-            return BAD_REQUEST
-        change(kind, where[0])
-        return OK
-
     # ---- longer words --------------------------------------------------------------------
 
     def _long_request(self, text: bytes) -> bytes | None:
@@ -289,11 +234,11 @@ class Stub:
         return NOT_KNOWN
 
     def _description(self, text: bytes) -> bytes:
-        where = _range(text)
+        where = decode_range(text)
         if where is None:
             return BAD_REQUEST
         whole = target_description(self._target.is_64bit)
-        part = whole[where[0] : where[0] + min(where[1], _READ_MAX)]
+        part = whole[where[0] : where[0] + min(where[1], READ_MAX)]
         return (b"m" if where[0] + len(part) < len(whole) else b"l") + part
 
     def _monitor(self, command: bytes | None) -> bytes:
@@ -303,10 +248,3 @@ class Stub:
             self._target.describe() if command.strip() == b"info" else ["monitor info: where it is"]
         )
         return "".join(f"{line}\n" for line in lines).encode().hex().encode()
-
-
-def _range(text: bytes) -> tuple[int, int] | None:
-    """Two numbers with a comma between."""
-    first, _, second = text.partition(b",")
-    address, size = decode_number(first), decode_number(second)
-    return None if address is None or size is None else (address, size)

@@ -16,29 +16,37 @@ from typing import TYPE_CHECKING, NamedTuple
 from xenlive.machine.emulated.lens.gdbregisters import registers
 from xenlive.machine.emulated.lens.report import name_at
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE, NonCanonical, PageFault
+from xenlive.machine.emulated.processor.watches import READ, WRITE
 from xenlive.machine.emulated.stop import SHUTDOWN, GuestStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from xenlive.machine.emulated.lens.gdbregisters import Register
-    from xenlive.machine.emulated.processor.debugging import Breakpoint
+    from xenlive.machine.emulated.processor.debugging import Breakpoint, Watchpoint
     from xenlive.machine.emulated.world import Guest
 
 # Why the guest stopped.
 STOP_STEP = "step"
 STOP_BREAKPOINT = "breakpoint"
+STOP_WATCHPOINT = "watchpoint"
 STOP_ASKED = "asked"
 
 _ELF_CLASS_AT, _ELF_CLASS_64 = 4, 2
+_WATCHED_MAX = 1 << 16
 _ADDRESS_MASKS = {False: (1 << 32) - 1, True: (1 << 64) - 1}
 
 
 class Stop(NamedTuple):
-    """Why the guest stopped, and what kind of breakpoint it was."""
+    """Why the guest stopped; at what kind of breakpoint or watchpoint, and where that is."""
 
     why: str
     kind: str = ""
+    address: int = 0
+
+
+# Kinds of watchpoints, by the protocol's names: which accesses they are for.
+WATCHES = {"watch": (WRITE,), "rwatch": (READ,), "awatch": (READ, WRITE)}
 
 
 class Target:
@@ -53,6 +61,7 @@ class Target:
         self._engine = guest.vcpu.engine
         self._on_stop = on_stop
         self._breakpoints: dict[tuple[str, int], Breakpoint] = {}
+        self._watchpoints: dict[tuple[str, int, int], list[Watchpoint]] = {}
         #: Whether GDB is told of 64-bit registers.
         self.is_64bit = guest.kernel[_ELF_CLASS_AT : _ELF_CLASS_AT + 1] == bytes((_ELF_CLASS_64,))
         self.registers: tuple[Register, ...] = registers(self.is_64bit)
@@ -125,6 +134,29 @@ class Target:
         if point is not None:
             self._vcpu.points.remove(point)
 
+    def add_watchpoint(self, kind: str, address: int, size: int) -> bool:
+        """Stops the guest after accesses to `size` bytes; False if that is too much or nowhere.
+
+        The memory that is there now is watched: it is the same one when page tables change.
+        """
+        if (kind, address, size) in self._watchpoints:
+            return True
+        pieces = list(self._pieces(address, min(size, _WATCHED_MAX + 1)))
+        if not 0 < size <= _WATCHED_MAX or sum(length for _, _, length in pieces) != size:
+            return False
+        stop = Stop(STOP_WATCHPOINT, kind, address)
+        self._watchpoints[kind, address, size] = [
+            self._vcpu.points.watch(access, physical, length, lambda _: self.stop(stop))
+            for access in WATCHES[kind]
+            for _, physical, length in pieces
+        ]
+        return True
+
+    def remove_watchpoint(self, kind: str, address: int, size: int) -> None:
+        """Takes one away, if it is there."""
+        for point in self._watchpoints.pop((kind, address, size), ()):
+            self._vcpu.points.unwatch(point)
+
     # ---- going on ------------------------------------------------------------------------
 
     def go_on(self) -> None:
@@ -150,6 +182,8 @@ class Target:
         self.go_on()
         for kind, address in list(self._breakpoints):
             self.remove_breakpoint(kind, address)
+        for kind, address, size in list(self._watchpoints):
+            self.remove_watchpoint(kind, address, size)
 
     def kill(self) -> None:
         """Ends the guest, as if it had crashed."""

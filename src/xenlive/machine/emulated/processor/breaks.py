@@ -15,7 +15,9 @@ each time that it is executed; but not for one that is passed over, nor while `i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from xenlive.machine.emulated.processor import capi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +28,22 @@ _VAIN_MAX = 1000
 
 
 class Breaks:
-    """Breakpoints by linear address. `hook` makes a hook there, `unhook` takes one away."""
+    """Breakpoints by linear address.
+
+    `hook(what, function, argument, bounds)` adds a native hook, `unhook(handle)` takes one away;
+    `callback` makes a C function.
+    """
 
     def __init__(
         self,
-        hook: Callable[[int], int],
+        hook: Callable[[int, int, int, tuple[int, int]], int],
         unhook: Callable[[int], None],
+        callback: Callable[..., Any],
         on_hit: Callable[[int], None],
     ) -> None:
         self._hook = hook
+        at_hook = callback(capi.OnBlock, lambda _, address, *__: self.reached(address))
+        self._function = capi.address_of_function(at_hook)
         self._unhook = unhook
         self._on_hit = on_hit
         self._handles: dict[int, int] = {}
@@ -49,7 +58,8 @@ class Breaks:
         """Sets one, if it is not there yet."""
         self._set.add(address)
         if address not in self._handles:
-            self._handles[address] = self._hook(address)
+            bounds = address, address
+            self._handles[address] = self._hook(capi.HOOK_CODE, self._function, 0, bounds)
 
     def remove(self, address: int) -> None:
         """Takes one away, if it is there."""

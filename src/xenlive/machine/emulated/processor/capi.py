@@ -14,6 +14,7 @@ from xenlive.machine.emulated.processor.exits import EmulatorError
 ARCH_X86, MODE_64 = 4, 8
 PROT_ALL, PROT_READ, PROT_READ_WRITE = 7, 1, 3
 HOOK_INTR, HOOK_INSN, HOOK_CODE, HOOK_BLOCK, HOOK_MEM_UNMAPPED = 1, 2, 4, 8, 7 << 4
+HOOK_MEM_READ, HOOK_MEM_WRITE = 1 << 10, 1 << 11
 ERR_FETCH_UNMAPPED, ERR_FETCH_PROT = 8, 14
 REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
 #: The first of eight or sixteen; of 10 bytes, and of 16.
@@ -56,6 +57,7 @@ OnSyscall = ctypes.CFUNCTYPE(None, pointer, pointer)
 OnIn = ctypes.CFUNCTYPE(uint32, pointer, uint32, int32, pointer)
 OnOut = ctypes.CFUNCTYPE(None, pointer, uint32, int32, uint32, pointer)
 OnUnmapped = ctypes.CFUNCTYPE(ctypes.c_bool, pointer, int32, uint64, int32, ctypes.c_int64, pointer)
+OnAccess = ctypes.CFUNCTYPE(None, pointer, int32, uint64, int32, ctypes.c_int64, pointer)
 OnBlock = ctypes.CFUNCTYPE(None, pointer, uint64, uint32, pointer)
 OnLoad = ctypes.CFUNCTYPE(uint64, pointer, uint64, ctypes.c_uint, pointer)
 OnStore = ctypes.CFUNCTYPE(None, pointer, uint64, ctypes.c_uint, uint64, pointer)
@@ -91,6 +93,11 @@ def declare(library: ctypes.CDLL) -> None:
         getattr(library, name).argtypes = types
     library.uc_context_size.restype = size_t
     library.uc_strerror.restype = ctypes.c_char_p
+
+
+def address_of_function(function: Any) -> int:
+    """Where a C function is: one of the library's, or one made of a function of ours."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def check(library: ctypes.CDLL, error: int, what: str) -> None:

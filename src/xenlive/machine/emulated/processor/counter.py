@@ -29,12 +29,10 @@ class BlockCounter:
 
     def __init__(self, stop: int) -> None:
         self._left = ctypes.c_int64(0)
-        self._page = _executable_page() if platform.machine() in ("x86_64", "AMD64") else None
+        self._page = native_page(_CODE % struct.pack("<Q", stop))
         #: Address of the hook and of its last argument; None where only Python can count.
         self.native: tuple[int, int] | None = None
         if self._page is not None:
-            code = _CODE % struct.pack("<Q", stop)
-            self._page[: len(code)] = code
             self.native = address_of(self._page), ctypes.addressof(self._left)
 
     @property
@@ -45,6 +43,14 @@ class BlockCounter:
     @left.setter
     def left(self, blocks: int) -> None:
         self._left.value = blocks
+
+
+def native_page(code: bytes) -> mmap.mmap | None:
+    """A page with machine code of x86-64 in it; None where that can't be executed."""
+    page = _executable_page() if platform.machine() in ("x86_64", "AMD64") else None
+    if page is not None:
+        page[: len(code)] = code
+    return page
 
 
 def address_of(buffer: mmap.mmap) -> int:

@@ -1,9 +1,10 @@
 """What a debugger, or whoever waits for a guest to be somewhere, asks of a processor.
 
     points.add(address, function)     function() before the instruction at a linear address
+    points.watch(kind, address ...)   function(access) after an access to physical memory
     points.on_step = function         function() after each instruction, or delivery of an event
 
-Both are called between two runs of the engine: registers and memory may be read and changed there,
+All are called between two runs of the engine: registers and memory may be read and changed there,
 breakpoints added and removed, the processor be asked to `pause`. The guest does not notice: time,
 blocks, timers and the slices of a world are those of a run that nobody watched.
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenlive.machine.emulated.processor.breaks import Breaks
+    from xenlive.machine.emulated.processor.watches import Access, Watches
 
 
 class Breakpoint:
@@ -32,13 +34,25 @@ class Breakpoint:
         self.function = function
 
 
+class Watchpoint:
+    """One function for accesses of one kind to some physical memory."""
+
+    __slots__ = ("function", "place")
+
+    def __init__(self, place: tuple[int, int, int], function: Callable[[Access], object]) -> None:
+        self.place = place
+        self.function = function
+
+
 class Points:
-    """The breakpoints of a processor, and its steps."""
+    """The breakpoints and watchpoints of a processor, and its steps."""
 
-    __slots__ = ("_at", "_breaks", "on_step")
+    __slots__ = ("_at", "_breaks", "_watches", "_watching", "on_step")
 
-    def __init__(self, breaks: Breaks) -> None:
+    def __init__(self, breaks: Breaks, watches: Watches) -> None:
         self._breaks = breaks
+        self._watches = watches
+        self._watching: list[Watchpoint] = []
         self._at: dict[int, list[Breakpoint]] = {}
         #: Called after each instruction (of `rep`, each round) and each delivery of an exception or
         #: interrupt, while it is set; not while the guest waits.
@@ -73,3 +87,32 @@ class Points:
         for point in list(self._at.get(address, ())):
             if point in self._at.get(address, ()):  # another one may have taken it away
                 point.function()
+
+    def watch(
+        self, kind: int, address: int, size: int, function: Callable[[Access], object]
+    ) -> Watchpoint:
+        """Calls `function` after each instruction that accesses physical memory there.
+
+        `kind` is READ or WRITE of `watches.py`, which says what is seen, and what it costs.
+        """
+        point = Watchpoint((kind, address, size), function)
+        self._watching.append(point)
+        self._watches.add(kind, address, size)
+        return point
+
+    def unwatch(self, point: Watchpoint) -> None:
+        """Ends what `watch` began; once more is no error."""
+        if point in self._watching:
+            self._watching.remove(point)
+            if all(other.place != point.place for other in self._watching):
+                self._watches.remove(*point.place)
+
+    def accessed(self) -> bool:
+        """After a run: calls the functions if something was accessed; whether it was."""
+        access = self._watches.take_hit()
+        if access is None:
+            return False
+        for point in list(self._watching):
+            if point in self._watching and access.meets(*point.place):
+                point.function(access)
+        return True

@@ -57,6 +57,7 @@ from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks,
 from xenlive.machine.emulated.processor.floats import FloatRegisters
 from xenlive.machine.emulated.processor.mappings import Mappings
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
+from xenlive.machine.emulated.processor.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,9 +111,10 @@ class Engine(CpuState):
         self._exit: Exit | None = None
         self._mappings = Mappings(self._lib, self._uc, hooks, self._callback)
         #: Breakpoints by linear address: a run ends with BREAKPOINT before such an instruction.
-        self.breaks = Breaks(self._hook_code, self._unhook_code, self._on_break)
-        at_break = self._callback(capi.OnBlock, lambda _, at, *__: self.breaks.reached(at))
-        self._at_break = ctypes.cast(at_break, ctypes.c_void_p).value or 0
+        self.breaks = Breaks(self._hook_late, self._unhook, self._callback, self._on_break)
+        self._stop_at = capi.address_of_function(self._lib.uc_emu_stop)
+        #: Watchpoints by physical address: a run ends with STOPPED after such an access.
+        self.watches = Watches(self._hook_late, self._unhook, self._callback, self._stop_at)
         super().__init__(self._make_context())
         self._load()
         self._check_offsets()
@@ -236,8 +238,7 @@ class Engine(CpuState):
         return handle.value
 
     def _add_counter(self) -> None:
-        stop = ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0
-        self._counter = BlockCounter(stop)
+        self._counter = BlockCounter(self._stop_at)
         if self._counter.native is None:
             self._hook(capi.HOOK_BLOCK, capi.OnBlock, self._on_block)
         else:
@@ -275,11 +276,11 @@ class Engine(CpuState):
     def _on_break(self, address: int) -> None:
         self._end_run(Exit(exits.BREAKPOINT, address=address))
 
-    def _hook_code(self, address: int) -> int:
+    def _hook_late(self, what: int, function: int, argument: int, between: tuple[int, int]) -> int:
         self._mappings.is_stale = True
-        return self._hook_native(capi.HOOK_CODE, self._at_break, 0, between=(address, address))
+        return self._hook_native(what, function, argument, between=between)
 
-    def _unhook_code(self, handle: int) -> None:
+    def _unhook(self, handle: int) -> None:
         self._mappings.is_stale = True
         self._must(self._lib.uc_hook_del(self._uc, handle), "take a hook away")
 

@@ -113,7 +113,7 @@ class Vcpu(ExitHandler):
         #: Blocks executed since the guest was entered.
         self.blocks = 0
         #: Breakpoints and steps.
-        self.points = Points(self.engine.breaks)
+        self.points = Points(self.engine.breaks, self.engine.watches)
         self._held_back = 0
         self._tsc_ns = 0
         self._deadline_ns: int | None = None
@@ -261,12 +261,15 @@ class Vcpu(ExitHandler):
         if is_open:
             self._open = self.engine.left, True
         self._account(is_open, is_inside)
-        if found.kind == exits.BREAKPOINT:
+        is_breakpoint = found.kind == exits.BREAKPOINT
+        if is_breakpoint:
             self._told = found.address
+        else:
+            self._handle(found)
+        was_told = self.points.accessed()
+        if is_breakpoint:
             self.points.hit(found.address)
-            return
-        self._handle(found)
-        if on_step is not None:
+        elif on_step is not None and not was_told:
             on_step()
 
     def _is_at_breakpoint(self) -> bool:
