@@ -15,7 +15,7 @@ from kernels.handover import script_kernel as script
 
 HERE = Path(__file__).parent
 PAIR = HERE.parent / "pair"
-SOURCES = (HERE / "devices.c", HERE / "ninepfront.c", PAIR / "store.c")
+SOURCES = (HERE / "devices.c", HERE / "requests.c", HERE / "ninepfront.c", PAIR / "store.c")
 
 
 @cache
