@@ -89,6 +89,10 @@ class Hypervisor:
         """Whether an upcall was announced since this was asked last (`hvm_assert_evtchn_irq`)."""
         return False
 
+    def take_nmi(self) -> bool:
+        """Whether the guest sent itself an NMI since this was asked last (VCPUOP_send_nmi)."""
+        return False
+
     def timer_deadline_ns(self) -> int | None:
         """When the domain's next timer is due (single-shot, periodic, poll), if one is set."""
         raise NotImplementedError

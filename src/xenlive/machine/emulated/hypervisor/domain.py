@@ -203,6 +203,10 @@ class Domain(Hypervisor):
         is_new, self._announced = self._announced, False
         return is_new
 
+    def take_nmi(self) -> bool:
+        is_new, self.nmi_pending = self.nmi_pending, False
+        return is_new
+
     def timer_deadline_ns(self) -> int | None:
         return self.timers.next_ns()
 

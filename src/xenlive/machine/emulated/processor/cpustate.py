@@ -54,7 +54,8 @@ _QUAD = {
     "pat": 660,
 }
 # Offsets in bytes.
-_EFLAGS, _HFLAGS, _SEGS, _SYSENTER_CS = 136, 176, 184, 4800
+_EFLAGS, _HFLAGS, _HFLAGS_2, _SEGS, _SYSENTER_CS = 136, 176, 180, 184, 4800
+_HF2_NMI = 1 << 2
 ERROR_CODE, OLD_EXCEPTION, VMCB, INTERCEPT = 5384, 5496, 5504, 5520
 #: From here on there are only addresses of the host, of no use after a run.
 HOST_POINTERS = 5560
@@ -144,6 +145,16 @@ class CpuState:
     def end_shadow(self) -> None:
         """The instruction after `sti` or `mov ss` is done."""
         self._words[_HFLAGS // 4] &= ~_HF_INHIBIT_IRQ
+        self._dirty = True
+
+    @property
+    def nmi_blocked(self) -> bool:
+        """Whether an NMI was taken and its handler's IRET is still to come."""
+        return bool(self._words[_HFLAGS_2 // 4] & _HF2_NMI)
+
+    def block_nmi(self) -> None:
+        """An NMI is being taken: the next one waits for IRET, which ends this."""
+        self._words[_HFLAGS_2 // 4] |= _HF2_NMI
         self._dirty = True
 
     # ---- segments and modes --------------------------------------------------------------

@@ -45,6 +45,11 @@ RUN_ENDED = "ended"  # `ended` says why
 
 BLOCK_NS = 10
 RDTSC_NS = 100
+_NMI = 2
+# While an NMI waits for the end of another's handler, it is looked for after each block; of a
+# handler that goes on for long, less often.
+_NMI_LONG_BLOCKS = 10_000
+_NMI_SELDOM_BLOCKS = 64
 #: A guest that makes no hypercall and never halts for this many blocks does nothing but spin. There
 #: are test kernels that count to 2^30 before they say what came of it.
 SPIN_LIMIT = 1_200_000_000
@@ -235,6 +240,9 @@ class Vcpu(ExitHandler):
         budget = min(max_blocks, _RUN_MAX)
         if vector or from_apic:
             budget = min(budget, self._deliver_interrupt(vector or from_apic, bool(from_apic)))
+        if self.apic.nmi_pending:
+            is_long = self._quiet_blocks > _NMI_LONG_BLOCKS
+            budget = min(budget, _NMI_SELDOM_BLOCKS if is_long else 1)
         if self._deadline_ns is not None:
             left_ns = max(self._deadline_ns - self.clock.now_ns, 0)
             budget = min(budget, left_ns // BLOCK_NS + 1)
@@ -302,6 +310,14 @@ class Vcpu(ExitHandler):
         if apic.init_pending:
             apic.init_pending = False
             self.hypervisor.vcpu_down()
+        if self.hypervisor.take_nmi():
+            apic.nmi_pending = True
+        if apic.nmi_pending and not self.engine.nmi_blocked:
+            apic.nmi_pending = False
+            self._was_woken = True
+            self._inject(Event(_NMI, is_external=True))
+            self.engine.block_nmi()
+            self._has_delivered = True
 
     def _pending_in_apic(self, upcall: bool) -> int:
         """The vector that the local APIC would deliver now; 0 for none."""
