@@ -63,7 +63,10 @@ class Target:
         self._breakpoints: dict[tuple[str, int], Breakpoint] = {}
         self._watchpoints: dict[tuple[str, int, int], list[Watchpoint]] = {}
         #: Whether GDB is told of 64-bit registers.
-        self.is_64bit = guest.kernel[_ELF_CLASS_AT : _ELF_CLASS_AT + 1] == bytes((_ELF_CLASS_64,))
+        elf_class = guest.kernel[_ELF_CLASS_AT : _ELF_CLASS_AT + 1]
+        self.is_64bit = (
+            elf_class == bytes((_ELF_CLASS_64,)) if elf_class else self._engine.in_long_mode
+        )
         self.registers: tuple[Register, ...] = registers(self.is_64bit)
 
     # ---- registers -----------------------------------------------------------------------
