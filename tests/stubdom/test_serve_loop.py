@@ -115,6 +115,31 @@ def test_frozen_clients_wait_and_lose_nothing(world: World) -> None:
     assert late.message() is not None
 
 
+def test_what_brings_bytes_of_clients_is_not_heard_while_frozen(world: World) -> None:
+    bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    heard: list[int] = []
+    world.inside(lambda: world.loop.watch_client_fd(bell, lambda: heard.append(read_bell(bell))))
+    world.inside(world.loop.freeze)
+    os.eventfd_write(bell, 7)
+    for _ in range(3):
+        world.inside(lambda: None)
+    assert heard == []
+    world.inside(world.loop.thaw)
+    while not heard:
+        world.inside(lambda: None)
+    assert heard == [7]
+    world.inside(lambda: world.loop.unwatch_fd(bell))
+    os.eventfd_write(bell, 1)
+    for _ in range(3):
+        world.inside(lambda: None)
+    assert heard == [7]
+    os.close(bell)
+
+
+def read_bell(bell: int) -> int:
+    return os.eventfd_read(bell)
+
+
 def test_freezing_from_a_request(world: World) -> None:
     """As a live update does: its own request is answered late, by whoever comes after."""
     put_off: list[tuple[Connection, Request]] = []
