@@ -3,7 +3,8 @@
 A processor that reads a hole gets all ones. A hypercall whose argument lies in one is told -EFAULT:
 `__hvm_copy` of `xen/arch/x86/hvm/hvm.c` (Xen 4.17) stops there (`HVMTRANS_bad_gfn_to_mfn`).
 
-**Invariants.** Only memory that is there is read or written; page walks read what the processor's do.
+**Invariants.** Only memory that is there is read or written; page walks read what the processor's
+do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Backed:
-    """The memory of `space`, for `Paging.read` and `Paging.write`; PageFault where there is none."""
+    """The memory of `space` for `Paging.read` and `write`; PageFault where there is none."""
 
     __slots__ = ("_space",)
 
