@@ -353,6 +353,18 @@ def test_ports_and_grants_stay_and_the_timer_is_new(watch: Watch) -> None:
     assert seen.guest.domain.grants.active().keys() == active.keys()
 
 
+def test_queues_of_events_are_given_up(watch: Watch) -> None:
+    """The next kernel has a timer, and hears of it by the bits in shared info."""
+    seen = watch(script_kernel(64), f"shutdown {SHUTDOWN_REBOOT}")
+    domain = seen.guest.domain
+    domain.init_event_queues(0x900, 0, 0)
+    assert domain.queues.is_on
+    NextKernels(seen.guest, seen.entries, [NextKernel("b", script_kernel(64), "ticks 2")])
+    assert seen.run() == 0
+    assert not domain.queues.is_on
+    assert any(line.startswith("ticks ") for line in seen.console)
+
+
 def test_a_guest_that_powers_off_ends(watch: Watch) -> None:
     seen = watch(script_kernel(64), "")
     nexts = NextKernels(seen.guest, seen.entries, [NextKernel("b", script_kernel(64))])

@@ -2,7 +2,8 @@
 
     guest: shutdown, reason reboot or soft reset ──▶ no end, if a next kernel is there, but:
         RAM put back wherever the kernel had mapped something else, or given pages up
-        ports of its own (virtual interrupts, IPIs) closed, its mappings of others' pages ended
+        ports of its own (virtual interrupts, IPIs) closed, its mappings of others' pages ended,
+        its queues of events, if it had some, given up for the bits in shared info
         the next kernel's segments and start info stored; module handed over where it lies
         ──▶ entry of the next kernel
 
@@ -87,6 +88,7 @@ class NextKernels:
         self._entries.leave_from_outside(kernel.elf, kernel.name, left)
         loaded = load_kernel(domain, kernel.elf, kernel.cmdline, (), handed, pages_in_use(domain))
         domain.forget_kernel()
+        _use_bits(domain)
         for port, channel in list(domain.events.in_use()):
             if channel.state in _OWN_PORTS:
                 domain.events.close(port)
@@ -109,6 +111,17 @@ class NextKernels:
             except OutOfSpace:
                 return None  # too much that only looks like one
         return None if module is None else (int(module.address), module.size_bytes)
+
+
+def _use_bits(domain: Domain) -> None:
+    """Events are bits of shared info again, as a new kernel expects, if they had queues."""
+    queues, events = domain.queues, domain.events
+    if queues.is_on:
+        pending = [port for port, _ in events.in_use() if queues.is_pending(port)]
+        queues.stop()
+        events.delivery = domain.shared
+        for port in pending:
+            domain.shared.set_pending(port, 0)
 
 
 def pages_in_use(domain: Domain) -> list[tuple[int, int]]:
