@@ -12,7 +12,7 @@ What the machine stores for the guest is not: frames of exceptions, results of h
 end's part of a ring.
 
 **Invariants.** Without a watchpoint nothing is hooked and nothing costs anything. With one, all of
-the guest's loads and stores take Unicorn's slow path and each instruction a call: some ten times
+the guest's loads and stores take Unicorn's slow path and each instruction a call: a few times
 slower, and the same blocks, time and memory.
 """
 
