@@ -7,9 +7,10 @@ All there is goes along: domains, processors, memory, ports, grants, Xenstore wi
 transactions, consoles, the clock. The forms of it are in the files beside this one.
 
 **Invariants.** Going on from a snapshot is, bit for bit, the run that went on when it was taken, in
-this process or another one. Saving changes no state; what was translated is forgotten. Memory that is zero costs nothing, and what did not change
-since an earlier snapshot is shared with it. Whatever a snapshot's file says, it is restored whole
-or is one ImageError; after one from `restore_world` the world can only be closed.
+this process or another one. Saving changes no state; what was translated is forgotten. Memory that
+is zero costs nothing, and what did not change since an earlier snapshot is shared with it. Whatever
+a snapshot's file says, it is restored whole or is one ImageError; after one from `restore_world`
+the world can only be closed.
 
 What is not in it: what was seen of the run so far (traces), what watches it (breakpoints, functions
 that are called), and what is not this program's (a directory that a guest shares is refused).
