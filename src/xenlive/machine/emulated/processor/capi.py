@@ -12,9 +12,10 @@ from typing import Any
 from xenlive.machine.emulated.processor.exits import EmulatorError
 
 ARCH_X86, MODE_64 = 4, 8
-PROT_ALL, PROT_READ, PROT_READ_WRITE = 7, 1, 3
+PROT_ALL, PROT_READ, PROT_READ_WRITE, PROT_EXEC = 7, 1, 3, 4
 HOOK_INTR, HOOK_INSN, HOOK_CODE, HOOK_BLOCK, HOOK_MEM_UNMAPPED = 1, 2, 4, 8, 7 << 4
 HOOK_MEM_READ, HOOK_MEM_WRITE = 1 << 10, 1 << 11
+HOOK_EDGE = 1 << 15
 ERR_FETCH_UNMAPPED, ERR_FETCH_PROT = 8, 14
 REG_CR0, REG_MSR, REG_RAX, REG_RCX, REG_RDX = 50, 248, 35, 38, 40
 #: The first of eight or sixteen; of 10 bytes, and of 16.
@@ -59,6 +60,7 @@ OnOut = ctypes.CFUNCTYPE(None, pointer, uint32, int32, uint32, pointer)
 OnUnmapped = ctypes.CFUNCTYPE(ctypes.c_bool, pointer, int32, uint64, int32, ctypes.c_int64, pointer)
 OnAccess = ctypes.CFUNCTYPE(None, pointer, int32, uint64, int32, ctypes.c_int64, pointer)
 OnBlock = ctypes.CFUNCTYPE(None, pointer, uint64, uint32, pointer)
+OnEdge = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, pointer)
 OnLoad = ctypes.CFUNCTYPE(uint64, pointer, uint64, ctypes.c_uint, pointer)
 OnStore = ctypes.CFUNCTYPE(None, pointer, uint64, ctypes.c_uint, uint64, pointer)
 
@@ -67,6 +69,7 @@ _FUNCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("uc_close", (pointer,)),
     ("uc_emu_start", (pointer, uint64, uint64, uint64, size_t)),
     ("uc_emu_stop", (pointer,)),
+    ("uc_vmem_translate", (pointer, uint64, int32, pointer)),
     ("uc_reg_write", (pointer, int32, pointer)),
     ("uc_reg_read", (pointer, int32, pointer)),
     ("uc_mem_map_ptr", (pointer, uint64, size_t, uint32, pointer)),

@@ -186,7 +186,7 @@ class Engine(CpuState):
     def _add_hooks(self) -> None:
         hooks = self._hooks
         self._hook(capi.HOOK_INTR, capi.OnInterrupt, self._on_interrupt)
-        self._hook(capi.HOOK_MEM_UNMAPPED, capi.OnUnmapped, self._on_unmapped)
+        self._mappings.watch.begin(self._callback(capi.OnUnmapped, self._on_unmapped))
         self._hook(capi.HOOK_INSN, capi.OnIn, lambda _, p, s, __: hooks.read_port(p, s), "in")
         self._hook(
             capi.HOOK_INSN, capi.OnOut, lambda _, p, s, v, __: hooks.write_port(p, s, v), "out"
@@ -378,10 +378,13 @@ class Engine(CpuState):
             self._mappings.is_stale = True
         self._was_step = is_step
         self._commit()
-        if self._mappings.is_stale:
+        watch = self._mappings.watch
+        if watch.can_begin(self.executed > 0) or self._mappings.is_stale:
             self._mappings.is_stale = False
             self._control(capi.CTL_FLUSH_TB)
             self._control(capi.CTL_FLUSH_TLB)
+            watch.forget_code()
+        watch.tidy()
         self._budget, self._counter.left = budget, budget + goes_on
         self._cut = 0
         self._exit = None

@@ -18,6 +18,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.processor import capi
+from xenlive.machine.emulated.processor.codewatch import CodeWatch
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Mappings:
         self._hooks = hooks
         self._load = callback(capi.OnLoad, self._on_load)
         self._store = callback(capi.OnStore, self._on_store)
+        self.watch = CodeWatch(library, uc, callback)
         self._holes: set[int] = set()
         self._readonly: dict[int, int] = {}
         #: Whether what was translated from here may be true no more.
@@ -57,6 +59,7 @@ class Mappings:
         for offset in range(0, size, _CHUNK_SIZE):
             at, part = address + offset, min(_CHUNK_SIZE, size - offset)
             self.map_raw(at, part, buffer_address + offset, capi.PROT_ALL)
+        self.watch.mapped(address, size)
 
     def map_raw(self, address: int, size: int, buffer_address: int, rights: int) -> None:
         """Unicorn's own mapping, with Unicorn's rights."""
@@ -66,6 +69,7 @@ class Mappings:
     def unmap(self, address: int, size: int) -> None:
         """There is nothing at `address` any more."""
         end = address + size
+        self.watch.unmapped(address, size)
         for first, behind in self._mapped_parts(address, end):
             error = self._lib.uc_mem_unmap(self._uc, first, behind - first)
             capi.check(self._lib, error, f"unmap {behind - first:#x} bytes at {first:#x}")
