@@ -1,6 +1,7 @@
 """Builds the C kernels of the tests for whoever wants to boot them: `make kernels`.
 
-Each does what its command line says; the comment at the head of its C file has the words.
+Each does what its command line says; the comment at the head of its C file has the words. Where
+Debian's cloud kernel and a static busybox are (`.ci/run` fetches both), Linux is beside them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 from kernels.building import have_tools
+from kernels.debian import packages
+from kernels.debian.initrd import build_initrd
 from kernels.devices.device_kernel import device_kernel
 from kernels.handover.script_kernel import script_kernel
 from kernels.pair.pair_kernel import pair_kernel
@@ -24,10 +27,17 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, build in KERNELS.items():
         for bits in (64, 32):
-            path = folder / f"{name}-{bits}.elf"
-            path.write_bytes(build(bits))
-            sys.stdout.write(f"{path}\n")
+            _write(folder / f"{name}-{bits}.elf", build(bits))
+    busybox = packages.busybox()
+    if packages.linux_image() is not None and busybox is not None:
+        _write(folder / "vmlinux", packages.linux_elf())
+        _write(folder / "initrd", build_initrd(busybox))
     return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":
