@@ -159,12 +159,12 @@ def lines(report: Report) -> list[str]:
     text = [f"guest ended: {end_name(report.stop)}: {report.stop.what if report.stop else ''}"]
     width = 16 if report.is_64bit else 8
     cells = [
-        f"{_shown_name(name, report.is_64bit):>6} {value & (1 << 4 * width) - 1:0{width}x}"
+        f"{_shown_name(name, report.is_64bit):>7} {value & (1 << 4 * width) - 1:0{width}x}"
         for name, value in report.registers.items()
         if name not in _SEGMENTS
     ]
-    cells += [f"{name:>6} {report.registers[name]:04x}" for name in _SEGMENTS]
-    text += ["".join(cells[at : at + _PER_LINE]) for at in range(0, len(cells), _PER_LINE)]
+    cells += [f"{name:>7} {report.registers[name]:04x}".ljust(8 + width) for name in _SEGMENTS]
+    text += ["".join(cells[at : at + _PER_LINE]).rstrip() for at in range(0, len(cells), _PER_LINE)]
     text.append("  backtrace")
     text += [
         f"    {frame.address:#x}  {'? ' if frame.is_guess else ''}{frame.name}".rstrip()
