@@ -74,6 +74,28 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return made
 
 
+# ---- what it costs ------------------------------------------------------------------------------
+
+
+def test_a_plain_boot_loads_nothing_that_looks_at_guests(hello: Path) -> None:
+    """Reading ELF symbols and describing modules takes longer than a small kernel runs."""
+    run_it = "import sys; from xenlive.cli.root import run; run()"
+    loaded = "; print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", run_it + loaded, "boot", hello],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT_S,
+    )
+    modules = set(done.stderr.split())
+    assert "xenlive.machine.emulated.world" in modules
+    for library in ("elftools", "rich", "urllib.request", "difflib", "importlib.metadata"):
+        assert library not in modules
+    for room in ("dump", "client", "ninep", "machine.hosted", "update", "stubdom"):
+        assert f"xenlive.{room}" not in modules
+
+
 # ---- what it says -------------------------------------------------------------------------------
 
 

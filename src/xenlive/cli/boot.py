@@ -15,8 +15,7 @@ from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.boot_store import store_option, world_with_store
 from xenlive.cli.boot_world import Others, world_options
-from xenlive.cli.options import json_option
-from xenlive.cli.up import SizeType
+from xenlive.cli.options import SizeType, json_option
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.build import Module
@@ -126,16 +125,15 @@ def boot_command(
                 world.give_up()
     lens.raise_failure()
     others.raise_failure()
-    described = report.describe(guest)
     if as_json:
         _print_json(
             world,
             guest,
-            report.as_object(described) | lens.as_object() | others.as_object(),
+            report.as_object(report.describe(guest)) | lens.as_object() | others.as_object(),
             written,
         )
     elif report.is_failure(guest.stop):
-        for line in report.lines(described):
+        for line in report.lines(report.describe(guest)):
             click.echo(line, err=True)
     lens.say_what_did_not_happen()
     return EXIT_AT_ENTRY if lens.is_stopped() else report.exit_code(guest.stop)

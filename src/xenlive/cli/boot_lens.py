@@ -17,7 +17,6 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from xenlive.cli.boot_files import about, read_file, split_word
-from xenlive.dump.live import RAM_NAME
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -279,6 +278,8 @@ class Lens:
             guest.vcpu.pause()
 
     def _show_in(self, guest: Guest, rundir: Path) -> None:
+        from xenlive.dump.live import RAM_NAME
+
         rundir.mkdir(mode=0o700, parents=True, exist_ok=True)
         ram = rundir / RAM_NAME
         if ram.is_symlink() and not ram.exists():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xenlive.cli.up import SizeType
+from xenlive.cli.options import SizeType
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Shares:
 
         Devices are numbered in order, those to read only after the others.
         """
+        if not self.is_any:
+            return  # without the back end's modules
         from xenlive.machine.emulated.backends.ninepfs import Share
 
         tags: set[str] = set()

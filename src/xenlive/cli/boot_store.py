@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xenlive.client.blocking import Xenstore
-from xenlive.client.codec import encode_text
-from xenlive.client.requests import Request
 from xenlive.errors import XenliveError
 
 if TYPE_CHECKING:
@@ -44,6 +41,9 @@ def world_with_store(rundir: Path | None, terminal: Terminal) -> Iterator[World]
     if rundir is None:
         yield World()
         return
+    from xenlive.client.blocking import Xenstore
+    from xenlive.client.codec import encode_text
+    from xenlive.client.requests import Request
     from xenlive.machine.emulated.backends.remote_store import RemoteClient, RemoteStore
 
     class Client(RemoteClient):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,26 @@ from xenlive.rundir import control_in, default_rundir, named_socket, socket_in
 #: Seconds that a host process may take to say where the socket is.
 HOST_LIMIT_S = 2.0
 
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes: `8388608`, `8192K`, `8M`, `1G`."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of bytes; usage error for anything else."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,12})([KMG]?)", str(value).upper())
+        if match is None:
+            self.fail(f"{value!r} is no size; write 8M, for example", param, ctx)
+        return int(match[1]) * SIZES[match[2]]
 
 
 def rundir_option(command: F) -> F:

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import sys
 from pathlib import Path
 
 import click
 
-from xenlive.cli.options import rundir_option
+from xenlive.cli.options import SizeType, rundir_option
 from xenlive.domain.config import Config
 from xenlive.errors import ConfigError, UpdateError
 from xenlive.machine.hosted.image import installed_image, validate_image
 
 #: Many times what Mini-OS' configuration files have.
 CONFIG_MAX_BYTES = 64 << 10
-
-SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class SizeType(click.ParamType[int]):
-    """A size in bytes: `8388608`, `8192K`, `8M`, `1G`."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """The number of bytes; usage error for anything else."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,12})([KMG]?)", str(value).upper())
-        if match is None:
-            self.fail(f"{value!r} is no size; write 8M, for example", param, ctx)
-        return int(match[1]) * SIZES[match[2]]
 
 
 def read_config(path: Path | None) -> list[str]:

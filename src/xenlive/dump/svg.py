@@ -15,9 +15,9 @@ reader's own choice of the two where the viewer knows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from textwrap import wrap
 from typing import Any
-from xml.sax.saxutils import escape
 
 from xenlive.dump import lines
 from xenlive.dump.picture import MISSING, SIGN_MISSING, legend_of, sign_of
@@ -211,4 +211,4 @@ def _text(
 
 def _escaped(text: str) -> str:
     """Text as XML has it; `printable` leaves no character that XML could not hold."""
-    return escape(printable(text))
+    return escape(printable(text), quote=False)

@@ -18,7 +18,6 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xenlive.machine.emulated.backends.console import Console
-from xenlive.machine.emulated.backends.ninepfs import NinePDevice, Share
 from xenlive.machine.emulated.backends.toolstack import add_guest, remove_guest, start_store
 from xenlive.machine.emulated.backends.xenstore import StoreService
 from xenlive.machine.emulated.build import Loaded, Module, load_kernel, make_domain
@@ -30,6 +29,7 @@ from xenlive.machine.emulated.stop import STUCK, GuestStop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xenlive.machine.emulated.backends.ninepfs import NinePDevice, Share
     from xenlive.machine.emulated.backends.store import Store
 
 # What `run` came to.
@@ -103,6 +103,8 @@ class Guest:
 
     def share(self, share: Share) -> NinePDevice:
         """One more directory for the guest, as a 9pfs device. OSError if it is none."""
+        from xenlive.machine.emulated.backends.ninepfs import NinePDevice
+
         world, number = self._world, len(self.devices)
         device = NinePDevice(world.host, self.domain, world.toolstack, number, share)
         self.devices.append(device)

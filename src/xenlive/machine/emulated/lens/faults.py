@@ -13,7 +13,6 @@ refuses it. Calls inside of a multicall count as others do.
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
 from xenlive.abi.hypercalls import xen as abi
@@ -92,6 +91,8 @@ def _errno(text: str) -> int:
 
 
 def _near(word: str, names: dict[str, str] | dict[str, int]) -> str:
+    import difflib
+
     found = difflib.get_close_matches(word, names, _NEAR_MAX, 0.5)
     found += [name for name in names if word and word in name and name not in found]
     return f"; near it: {', '.join(found[:_NEAR_MAX])}" if found else ""

@@ -40,7 +40,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.processor import capi, exits
@@ -487,12 +486,13 @@ class Engine(CpuState):
 def _library() -> Any:
     """Unicorn's C library, with the arguments of the calls made here."""
     try:
+        import unicorn
         from unicorn.unicorn_py3.unicorn import uclib
     except ImportError:
         raise EmulatorError(
             "emulated machines need Unicorn: pip install 'xenlive[emulator]'"
         ) from None
-    found = metadata.version("unicorn")
+    found = str(vars(unicorn)["__version__"])  # importlib.metadata takes 20 ms to say the same
     if found != VERSION:
         raise EmulatorError(f"Unicorn is {found}, but {VERSION} is needed")
     library = ctypes.CDLL(uclib._name)  # a handle of our own: argument types belong to one
