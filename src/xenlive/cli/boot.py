@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 
 from xenlive.cli.boot_files import about, read_file, split_word
 from xenlive.cli.boot_gdb import debugged, gdb_option
+from xenlive.cli.boot_json import JsonOutput
 from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.boot_store import store_option, world_with_store
@@ -24,12 +25,31 @@ if TYPE_CHECKING:
 _SECOND_NS = 1_000_000_000
 # A guest that looks busily for keys is no guest that spins, while somebody may press one.
 _SPIN_NEVER = 1 << 62
+# Thirty years, and a number of nanoseconds that fits wherever one is kept.
+_TIME_LIMIT_MAX_S = 1_000_000_000
+_NAME = r"[A-Za-z0-9._+-]{1,63}"
 
 _EPILOG = """\b
 Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft reset,
 19 other shutdown, 20 triple fault, 21 spins, 22 hung, 23 not supported, 24 time limit,
-25 stopped at an entry; 1 can't boot, 2 usage, 130 Ctrl-C.
+25 stopped at an entry; 1 can't boot, 2 usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 """
+
+
+def _seconds(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """The value of `--time-limit`: no end of the world is near infinity."""
+    if value is not None and not value <= _TIME_LIMIT_MAX_S:
+        raise click.BadParameter(f"{value} is more than {_TIME_LIMIT_MAX_S} seconds", param=option)
+    return value
+
+
+def _name(_: click.Context, option: click.Parameter, value: str) -> str:
+    """The value of `--name`, which goes into the store, and before lines of the console."""
+    if not re.fullmatch(_NAME, value):
+        raise click.BadParameter(
+            "one to 63 of letters, digits and . _ + - are a name", param=option
+        )
+    return value
 
 
 @click.command(epilog=_EPILOG)
@@ -45,10 +65,18 @@ Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft re
 @click.option(
     "--memory", type=SizeType(), default="64M", show_default=True, help="Size of the guest's RAM."
 )
-@click.option("--name", default="guest", show_default=True, metavar="NAME", help="Domain's name.")
+@click.option(
+    "--name",
+    default="guest",
+    show_default=True,
+    callback=_name,
+    metavar="NAME",
+    help="Domain's name.",
+)
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_seconds,
     metavar="SECONDS",
     help="End after that much of the guest's own time.",
 )
@@ -80,7 +108,7 @@ def boot_command(
 
     The guest's console is this terminal; Ctrl-C ends it. How it ended is the exit code; after a
     crash its registers, backtrace and last hypercalls are on stderr. With --json all of that, and
-    what it wrote, is one object on stdout.
+    what it wrote, is one object on stdout; also when it could not be booted, or was interrupted.
     """
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated.lens import report
@@ -89,61 +117,62 @@ def boot_command(
 
     if kernel is None and store_rundir is not None:
         raise click.UsageError("a world that was saved has its own Xenstore: no --xenstore with it")
-    handed = [_module(word) for word in modules]
-    names = {
-        module.data: split_word(word)[0].name for word, module in zip(modules, handed, strict=True)
-    }
-    terminal, written = Terminal(_stdin()), bytearray()
-    world = click.get_current_context().with_resource(world_with_store(store_rundir, terminal))
-    sink = written.extend if as_json else terminal.show
-    if kernel is None:
-        guest = others.restore(world, sink, as_json)
-    else:
-        image = read_file(kernel)
-        names[image] = kernel.name
-        guest = world.add_guest(
-            name,
-            memory,
-            others.sink(name, sink, as_json),
-            spin_limit=_SPIN_NEVER if terminal.is_real_time else SPIN_LIMIT,
-            has_console_io=console_io,
-        )
-        shares.add_to(guest)
-        with about(kernel):
-            guest.boot(image, cmdline, handed)
-        others.add_to(world, guest, memory)
-    terminal.type_in = guest.console.type
-    until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
+    with JsonOutput(as_json) as output:
+        handed = [_module(word) for word in modules]
+        names = {
+            module.data: split_word(word)[0].name
+            for word, module in zip(modules, handed, strict=True)
+        }
+        terminal = Terminal(_stdin())
+        world = click.get_current_context().with_resource(world_with_store(store_rundir, terminal))
+        sink = output.written.extend if as_json else terminal.show
+        if kernel is None:
+            guest = others.restore(world, sink, as_json)
+        else:
+            image = read_file(kernel)
+            names[image] = kernel.name
+            guest = world.add_guest(
+                name,
+                memory,
+                others.sink(name, sink, as_json),
+                spin_limit=_SPIN_NEVER if terminal.is_real_time else SPIN_LIMIT,
+                has_console_io=console_io,
+            )
+            shares.add_to(guest)
+            with about(kernel):
+                guest.boot(image, cmdline, handed)
+            others.add_to(world, guest, memory)
+        terminal.type_in = guest.console.type
+        until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
 
-    def is_over() -> bool:
-        return others.is_over() or lens.is_stopped()
+        def is_over() -> bool:
+            return others.is_over() or lens.is_stopped()
 
-    with lens:
-        lens.attach(world, guest, names, as_json)
-        with terminal, debugged(guest, gdb_port, terminal):
-            if world.run(terminal, is_over, until_ns) == WORLD_IDLE:
-                world.give_up()
-    lens.raise_failure()
-    others.raise_failure()
-    if as_json:
-        _print_json(
-            world,
-            guest,
-            report.as_object(report.describe(guest)) | lens.as_object() | others.as_object(),
-            written,
-        )
-    elif report.is_failure(guest.stop):
-        for line in report.lines(report.describe(guest)):
-            click.echo(line, err=True)
-    lens.say_what_did_not_happen()
-    return EXIT_AT_ENTRY if lens.is_stopped() else report.exit_code(guest.stop)
+        with lens:
+            lens.attach(world, guest, names, as_json)
+            output.describe = lambda: (
+                _described(world, guest) | lens.as_object() | others.as_object()
+            )
+            with terminal, debugged(guest, gdb_port, terminal):
+                if world.run(terminal, is_over, until_ns) == WORLD_IDLE:
+                    world.give_up()
+        lens.raise_failure()
+        others.raise_failure()
+        if as_json:
+            output.say()
+        elif report.is_failure(guest.stop):
+            for line in report.lines(report.describe(guest)):
+                click.echo(line, err=True)
+        lens.say_what_did_not_happen()
+        return EXIT_AT_ENTRY if lens.is_stopped() else report.exit_code(guest.stop)
 
 
-def _print_json(world: World, guest: Guest, said: dict[str, Any], written: bytearray) -> None:
-    said["time_s"] = world.clock.now_ns / _SECOND_NS
-    said["blocks"] = guest.vcpu.blocks
-    said["console"] = written.decode("utf-8", "backslashreplace")
-    click.echo(json.dumps(said))
+def _described(world: World, guest: Guest) -> dict[str, Any]:
+    """What `--json` has of the guest as it is now, and of time."""
+    from xenlive.machine.emulated.lens import report
+
+    said = report.as_object(report.describe(guest))
+    return said | {"time_s": world.clock.now_ns / _SECOND_NS, "blocks": guest.vcpu.blocks}
 
 
 def _stdin() -> int | None:

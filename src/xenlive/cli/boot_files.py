@@ -32,6 +32,23 @@ def read_file(path: Path) -> bytes:
         os.close(fd)
 
 
+def validate_output(path: Path) -> None:
+    """That a file can be made there, or put in the place of one: told before the guest runs.
+
+    ConfigError or OSError. A device, or a directory, is nothing that may be put away for a file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        raise ConfigError(str(path), 0, "is no regular file")
+    if not stat.S_ISDIR(os.stat(path.parent).st_mode):
+        raise ConfigError(str(path.parent), 0, "is no directory")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(str(path.parent), 0, "no file can be made here")
+
+
 @contextmanager
 def about(path: Path) -> Iterator[None]:
     """An ImageError in the body is about this file: a ConfigError that says which."""

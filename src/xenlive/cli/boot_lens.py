@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from xenlive.cli.boot_files import about, read_file, split_word
+from xenlive.cli.boot_files import about, read_file, split_word, validate_output
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ _OPTIONS = (
         "--trace", is_flag=True, help="Trace hypercalls, pages, grants and events on stderr."
     ),
     click.option("--trace-to", type=_FILE, metavar="FILE", help="The same, to FILE."),
-    click.option("--trace-json", is_flag=True, help="Trace in JSON, an object a line."),
+    click.option("--trace-json", is_flag=True, help="The same, in JSON, an object a line."),
     click.option(
-        "--trace-exceptions", is_flag=True, help="Trace exceptions and interrupts as well."
+        "--trace-exceptions", is_flag=True, help="The same, and exceptions and interrupts."
     ),
     click.option(
         "--rundir",
@@ -161,7 +161,8 @@ class Lens:
     @property
     def _traces(self) -> bool:
         wanted = self._wanted
-        return wanted.trace or wanted.trace_to is not None or wanted.trace_json
+        flags = wanted.trace, wanted.trace_json, wanted.trace_exceptions
+        return any(flags) or wanted.trace_to is not None
 
     def attach(self, world: World, guest: Guest, names: dict[bytes, str], as_json: bool) -> None:
         """Looks at a guest that was booted and has not run. ConfigError, ImageError, OSError.
@@ -261,6 +262,8 @@ class Lens:
 
     def _dump(self, guest: Guest, entries: Entries, prefix: str) -> None:
         from xenlive.machine.emulated.lens.pages import write_image
+
+        validate_output(Path(f"{prefix}-1-before.img"))
 
         def left(_: Left) -> None:
             write_image(guest.domain, Path(f"{prefix}-{entries.next_n}-before.img"))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from xenlive.cli.boot_files import about, read_file, split_word
+from xenlive.cli.boot_files import about, read_file, split_word, validate_output
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _SECOND_NS = 1_000_000_000
 _ENTRY = "entry:"
+# What a guest is made with, and so is in a snapshot.
+_OF_GUEST = ("cmdline", "modules", "memory", "name", "console_io")
 
 _OPTIONS = (
     click.option(
@@ -65,15 +68,22 @@ def world_options(command: Callable[..., int]) -> Callable[..., int]:
         restore_from, kernel = values.pop("restore_from"), values["kernel"]
         if (kernel is None) is (restore_from is None):
             raise click.UsageError("one of KERNEL and --restore is needed")
-        unused = [name for name in ("cmdline", "modules") if restore_from and values[name]]
-        if unused or (restore_from and (words or values["shares"].is_any)):
+        if restore_from is not None and (words or values["shares"].is_any or _are_given(_OF_GUEST)):
             raise click.UsageError("--restore has a world of its own: its kernels are in the file")
+        if values["name"] in [f"guest{number}" for number in range(2, 2 + len(words))]:
+            raise click.UsageError(f"--name {values['name']} is what a guest of --with is called")
         return command(others=Others(words, _parse_save(save), restore_from), **values)
 
     wrapped: Callable[..., int] = with_others
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+def _are_given(names: tuple[str, ...]) -> bool:
+    """Whether one of these parameters is in the command line."""
+    source_of = click.get_current_context().get_parameter_source
+    return any(source_of(name) is ParameterSource.COMMANDLINE for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,10 @@ def _parse_save(words: tuple[str, str] | None) -> _Save | None:
     try:
         if when.startswith(_ENTRY):
             return _Save(Path(path), entry=_whole(when.removeprefix(_ENTRY)))
-        return _Save(Path(path), when_ns=int(float(when) * _SECOND_NS))
+        when_ns = int(float(when) * _SECOND_NS)
+        if when_ns < 0:
+            raise ValueError(when)
+        return _Save(Path(path), when_ns=when_ns)
     except (ValueError, OverflowError):
         raise click.UsageError(f"--save-at {when!r}: neither seconds nor entry:N") from None
 
@@ -159,7 +172,8 @@ class Others:
 
         if self.restore_from is None:
             raise ValueError("nothing to restore")
-        snapshot = read_snapshot(self.restore_from)
+        with about(self.restore_from):
+            snapshot = read_snapshot(self.restore_from)
         lines, sinks, texts = Lines(out), iter(range(1 << 16)), dict[str, bytearray]()
         is_alone = len(snapshot.memory) == 1
 
@@ -169,7 +183,8 @@ class Others:
             text = texts.setdefault(name, bytearray())
             return text.extend if as_json else lines.of(name)
 
-        restore_world(world, snapshot, sink_of)
+        with about(self.restore_from):
+            restore_world(world, snapshot, sink_of)
         self._world, self._first, self._as_json = world, world.guests[0], as_json
         others = world.guests[1:]
         self._others = [_Other(one, texts.get(one.name, bytearray())) for one in others]
@@ -177,6 +192,8 @@ class Others:
         return world.guests[0]
 
     def _watch_entries(self) -> None:
+        if self.save is not None:
+            validate_output(self.save.path)
         if self.save is not None and self.save.entry is not None and self._first is not None:
             from xenlive.machine.emulated.lens.entries import Entries
 

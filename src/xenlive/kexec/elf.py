@@ -48,6 +48,8 @@ MAX_NOTES_BYTES = 0x10000
 _ADDRESS_END = 1 << 32
 _NOTE_ALIGN = 4
 _GZIP_MAGIC = b"\x1f\x8b"
+# A Linux kernel as boot loaders get it (Documentation/x86/boot.rst, field `header`).
+_BZIMAGE_AT, _BZIMAGE_MAGIC = 0x202, b"HdrS"
 
 
 class Segment:
@@ -130,7 +132,8 @@ class _File:
         self.data = data
         ident = bytes(data[: abi.EI_NIDENT])
         if ident[: len(abi.ELFMAG)] != abi.ELFMAG:
-            packed = " but a packed one, unpack it first" if ident[:2] == _GZIP_MAGIC else ""
+            is_packed = ident[:2] == _GZIP_MAGIC or data[_BZIMAGE_AT:][:4] == _BZIMAGE_MAGIC
+            packed = " but a packed one, unpack it first" if is_packed else ""
             raise ImageError("elf-magic", f"the file is no ELF file{packed}", 0, ident[:4])
         if len(ident) < abi.EI_NIDENT:
             raise ImageError("elf-truncated", "the file ends in its header", len(ident))

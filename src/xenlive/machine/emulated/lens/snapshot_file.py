@@ -22,8 +22,10 @@ another version of the format, is refused: the state of a processor is that rele
 from __future__ import annotations
 
 import binascii
+import errno
 import json
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -51,7 +53,12 @@ _ROW_BYTES = 4 << 20
 
 
 def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
-    """Writes it to a file, whole or not at all: what was there stays until then. OSError."""
+    """Writes it to a file, whole or not at all: what was there stays until then. OSError.
+
+    Only a file is put in the place of what was there: a device stays one.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
     records = list(_records(snapshot))
     aside = f"{os.fspath(path)}.{os.getpid()}"
     try:
@@ -100,8 +107,16 @@ def _rows(pieces: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
 
 def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     """The snapshot in a file. ImageError if it is not a sound one; OSError."""
-    with open(path, "rb") as file:
-        return read_from(file, os.fstat(file.fileno()).st_size)
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("snapshot-file", "no regular file")
+        return read_from(file, status.st_size)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens for `open`, without waiting for whoever writes to a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def read_from(file: BinaryIO, size: int) -> Snapshot:
