@@ -39,7 +39,8 @@ def world_with_store(rundir: Path | None, terminal: Terminal) -> Iterator[World]
     from xenlive.machine.emulated.world import World
 
     if rundir is None:
-        yield World()
+        with World() as world:
+            yield world
         return
     from xenlive.client.blocking import Xenstore
     from xenlive.client.codec import encode_text
