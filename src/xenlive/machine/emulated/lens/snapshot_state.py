@@ -261,6 +261,7 @@ VCPU = Record(
     ),
     waiting=Row(Flag(), Flag()),
     counters=Row(COUNT, COUNT, COUNT, SIGNED),
+    polling=Row(COUNT, COUNT, COUNT),
     stopped_in=Maybe(Row(SIGNED, Flag(), COUNT, SIGNED)),
 )
 

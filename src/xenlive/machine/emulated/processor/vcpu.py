@@ -30,6 +30,7 @@ from xenlive.machine.emulated.processor.delivery import Event
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks
 from xenlive.machine.emulated.processor.handling import ExitHandler, HypercallRecord
+from xenlive.machine.emulated.processor.polling import Polling
 from xenlive.machine.emulated.stop import SHUTDOWN, SHUTDOWN_CRASH, SPIN, GuestStop
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ RUN_ENDED = "ended"  # `ended` says why
 BLOCK_NS = 10
 RDTSC_NS = 100
 _NMI = 2
+# Exits of a guest that may be polling the time stamp counter.
+_MAY_POLL = frozenset((exits.BUDGET, exits.STOPPED, exits.BREAKPOINT, exits.CPUID))
 # While an NMI waits for the end of another's handler, it is looked for after each block; of a
 # handler that goes on for long, less often.
 _NMI_LONG_BLOCKS = 10_000
@@ -67,6 +70,7 @@ class VcpuState(NamedTuple):
     recent: tuple[HypercallRecord, ...]
     waiting: tuple[bool, bool]
     counters: tuple[int, int, int, int]
+    polling: tuple[int, int, int]
     #: At a breakpoint: what is left of the engine's run and of ours, and which breakpoint.
     stopped_in: tuple[int, bool, int, int] | None
 
@@ -77,8 +81,15 @@ class _Devices(EngineHooks):
     def __init__(self, behind: EngineHooks) -> None:
         self.behind = behind
         self.apic: LocalApic | None = None
-        self.read_port = behind.read_port  # type: ignore[method-assign]
-        self.write_port = behind.write_port  # type: ignore[method-assign]
+        self.polling = Polling()
+
+    def read_port(self, port: int, size: int) -> int:
+        self.polling.reset()
+        return self.behind.read_port(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self.polling.reset()
+        self.behind.write_port(port, size, value)
 
     def read_hole(self, address: int, size: int) -> int:
         if self.apic is not None and self.apic.covers(address):
@@ -111,6 +122,7 @@ class Vcpu(ExitHandler):
         hooks.read_tsc = self._read_tsc  # type: ignore[method-assign]
         super().__init__(domid, space, hypervisor, clock, Engine(hooks), devices or EngineHooks())
         hooks.apic = self.apic
+        self._polling = hooks.polling
         space.attach(self.engine)
         self.spin_limit = spin_limit
         #: Why the guest ended, once it has.
@@ -120,7 +132,7 @@ class Vcpu(ExitHandler):
         #: Breakpoints and steps.
         self.points = Points(self.engine.breaks, self.engine.watches)
         self._held_back = 0
-        self._tsc_ns = 0
+        self._tsc_ns = self._skipped = 0
         self._deadline_ns: int | None = None
         self._pauses = self._has_delivered = self._is_in_run = False
         self._forget_stop()
@@ -135,6 +147,7 @@ class Vcpu(ExitHandler):
         self.ended = None
         self.is_blocked = self._was_woken = False
         self._quiet_blocks = self._held_back = 0
+        self._polling.reset()
         self._forget_stop()
 
     def _forget_stop(self) -> None:
@@ -153,6 +166,7 @@ class Vcpu(ExitHandler):
             tuple(self.recent),
             (self.is_blocked, self._was_woken),
             (self.blocks, self._quiet_blocks, self._held_back, self._tsc_offset),
+            self._polling.save(),
             self._stopped_in(),
         )
 
@@ -172,6 +186,7 @@ class Vcpu(ExitHandler):
         self.recent.extend(state.recent)
         self.is_blocked, self._was_woken = state.waiting
         self.blocks, self._quiet_blocks, self._held_back, self._tsc_offset = state.counters
+        self._polling.restore(state.polling)
         self.ended = None
         self._forget_stop()
         if state.stopped_in is not None:
@@ -193,7 +208,7 @@ class Vcpu(ExitHandler):
         end = self.blocks + max_blocks
         self._end = end if self._end is None else min(end, self._end)
         try:
-            state = self._run(self._end)
+            state = self._run()
         except GuestStop as stop:
             self.ended, state = stop, RUN_ENDED
         if state != RUN_PAUSED:
@@ -216,15 +231,19 @@ class Vcpu(ExitHandler):
         finally:
             self.points.on_step = before
 
-    def _run(self, end: int) -> str:
-        while self._open is not None or self.blocks < end:
-            if self._open is None and not self._begin(end - self.blocks):
+    def _run(self) -> str:
+        while self._open is not None or self._blocks_left > 0:
+            if self._open is None and not self._begin(self._blocks_left):
                 return RUN_HALTED
             self._go_on()
             if self._pauses:
                 self._pauses = False
                 return RUN_PAUSED
         return RUN_ON
+
+    @property
+    def _blocks_left(self) -> int:
+        return 0 if self._end is None else self._end - self.blocks
 
     def _begin(self, max_blocks: int) -> bool:
         """What comes before the engine's run: timers and interrupts. False if the guest waits."""
@@ -261,10 +280,12 @@ class Vcpu(ExitHandler):
                 return
         budget, is_inside = self._open or (0, False)
         passes, is_step = self._told == self.engine.linear_rip, on_step is not None
-        self._told, self._open, self._tsc_ns = None, None, 0
+        self._told, self._open, self._tsc_ns, self._skipped = None, None, 0, 0
         self._is_in_run = True
         found = self.engine.run(budget, goes_on=is_inside, is_step=is_step, passes=passes)
         self._is_in_run = False
+        if found.kind not in _MAY_POLL:
+            self._polling.reset()
         is_open = found.kind in (exits.BREAKPOINT, exits.STOPPED)
         if is_open:
             self._open = self.engine.left, True
@@ -348,6 +369,8 @@ class Vcpu(ExitHandler):
         """Adds the engine's run, or the part of it after a stop or before one, to time."""
         executed = self.engine.executed if is_open or is_inside else max(self.engine.executed, 1)
         self.blocks += executed
+        if self._end is not None:
+            self._end -= self._skipped
         self.clock.advance(executed * BLOCK_NS + self._tsc_ns)
         self._quiet_blocks += executed
         if self._quiet_blocks > self.spin_limit and not is_open:
@@ -367,6 +390,23 @@ class Vcpu(ExitHandler):
     def _read_tsc(self) -> int:
         self._tsc_ns += RDTSC_NS
         now = self._now_ns()
+        extra_ns = self._polling.extra_ns(self.blocks + self.engine.running, now)
+        if extra_ns:
+            now += self._skip_ns(extra_ns, now)
         if self._deadline_ns is not None and now >= self._deadline_ns:
             self.engine.limit(0)
         return now + self._tsc_offset & _MASK64
+
+    def _skip_ns(self, wanted_ns: int, now_ns: int) -> int:
+        """Lets that much time pass, or less, as if blocks had been executed; how much it was.
+
+        Not beyond the next timer, and not beyond the end of this run: others may have timers too.
+        """
+        left = self.engine.left
+        if self._deadline_ns is not None:
+            wanted_ns = min(wanted_ns, max(self._deadline_ns - now_ns, 0))
+        blocks = min(wanted_ns // BLOCK_NS, left)
+        self.engine.limit(left - blocks)
+        self._skipped += blocks
+        self._tsc_ns += blocks * BLOCK_NS
+        return blocks * BLOCK_NS
