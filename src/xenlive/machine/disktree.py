@@ -8,8 +8,9 @@ one put there in between, leads out. Special files (devices, pipes, sockets) are
 make the tree hold is bounded by `max_bytes` (the sum of all files' lengths, so that a file with a
 hole costs its length) and `max_files` (files and directories); beyond is ENOSPC. The sums are
 counted once, when they are first needed, then kept; before a refusal they are counted anew, as
-somebody else may have made room. Without a limit nothing is ever counted. An exported directory that somebody removes is opened again under its name, after
-`remake` had its chance to make it: what was in it is gone, the export is not.
+somebody else may have made room. Without a limit nothing is ever counted. An exported directory
+that somebody removes is opened again under its name, after `remake` had its chance to make it:
+what was in it is gone, the export is not.
 
 Why not `openat2` with `RESOLVE_BENEATH`: Python has no binding for it.
 """
