@@ -22,9 +22,11 @@ MSIZE = 4096
 class Session:
     """A server with a tree in memory, spoken to one request at a time."""
 
-    def __init__(self, attached: bool = True, **limits: int) -> None:
+    def __init__(
+        self, attached: bool = True, max_fids: int = 256, max_open_files: int = 64
+    ) -> None:
         self.tree = MemoryTree()
-        self.server = NinePServer(self.tree, MSIZE, **limits)
+        self.server = NinePServer(self.tree, MSIZE, max_fids, max_open_files)
         self.tag = 0
         if attached:
             self.ask(m.TATTACH, fid=0, afid=m.NOFID, uname=b"", aname=b"", n_uname=0)
