@@ -102,6 +102,30 @@ inner:  pushl %ebp
 """
 )
 
+#: The same by a hypercall page: functions that are the instruction and a return.
+CRASHES_BY_A_PAGE = kernel(
+    """
+        call inner
+        nop
+        .type inner, @function
+inner:  pushl %ebp
+        movl %esp, %ebp
+        movl $0, %ebx
+        movl $0, %ecx
+        movl $17, %eax                          /* xen_version: version */
+        call page
+        pushl $3
+        movl %esp, %ecx
+        movl $2, %ebx
+        movl $29, %eax                          /* sched_op: shutdown */
+        call page
+        nop
+        .type page, @function
+page:   vmmcall
+        ret
+"""
+)
+
 #: Waits with SCHEDOP_poll until 5 s of its time counter are over, and powers off.
 SLEEPS = kernel(
     """

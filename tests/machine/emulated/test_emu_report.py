@@ -49,6 +49,23 @@ def test_the_last_hypercalls_are_named_and_placed(world: World) -> None:
     assert "does not return" in shutdown
 
 
+def test_hypercalls_by_a_page_are_their_callers(world: World) -> None:
+    guest = run(world, small_guests.CRASHES_BY_A_PAGE)
+    said = report.describe(guest)
+    assert len(said.calls) == 2
+    assert all("from inner+" in call for call in said.calls)
+    assert [frame.name.partition("+")[0] for frame in said.backtrace][:3] == [
+        "page",
+        "inner",
+        "start",
+    ]
+    # Without a stack, the place of the instruction is all that is known.
+    body = "movl $0xdead0000, %esp\n movl $17, %eax\n jmp page\npage: vmmcall\n ret"
+    jumped = run(world, small_guests.kernel(body))
+    (call,) = report.describe(jumped).calls
+    assert "from page+" in call
+
+
 def test_the_report_as_text(world: World) -> None:
     guest = run(world, small_guests.CRASHES_DEEP)
     text = report.lines(report.describe(guest))

@@ -5,7 +5,7 @@
       backtrace
         0x100123  do_work+0x13
       last hypercalls
-        38.029610 ms  event_channel_op.send(0x11b17c) = 0   from hypercall_page+0x400
+        38.029610 ms  event_channel_op.send(0x11b17c) = 0  from notify_remote+0x1c
 
 Exit codes of `xenlive boot` are here, so that all who end a guest mean the same:
 
@@ -60,6 +60,8 @@ _KINDS = {
     stops.STUCK: "hung",
     stops.UNSUPPORTED: "not supported",
 }
+
+_HYPERCALL_BYTES = 3  # VMCALL, VMMCALL
 
 _GENERAL_64 = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"),
@@ -142,6 +144,10 @@ def describe(guest: Guest) -> Report:
     frames = [Frame(at, name_at(guest, at, now)) for at in _return_addresses(guest)]
     if sum(bool(frame.name) for frame in frames) < _FRAMES_SURE:
         frames += _guesses(guest, {frame.address for frame in frames})
+    caller = _caller_of_page(guest)
+    if caller:
+        frames = [frame for frame in frames if frame.address != caller or not frame.is_guess]
+        frames.insert(1, Frame(caller, name_at(guest, caller, now)))
     calls = [_call_text(guest, record) for record in guest.vcpu.recent][-_CALLS_SHOWN:]
     return Report(guest.stop, is_64bit, registers, frames, calls)
 
@@ -215,6 +221,20 @@ def _return_addresses(guest: Guest) -> list[int]:
     return found
 
 
+def _caller_of_page(guest: Guest) -> int:
+    """Who called the hypercall page, if the guest is right behind its instruction; else 0.
+
+    A function of that page has no frame.
+    """
+    recent, engine = guest.vcpu.recent, guest.vcpu.engine
+    if not recent or recent[-1].caller == recent[-1].rip:
+        return 0
+    last, size = recent[-1], 8 if engine.code_bits == 64 else 4
+    is_there = engine.reg("rip") == last.rip + _HYPERCALL_BYTES
+    top = read_virtual(guest, engine.reg("rsp"), size)
+    return last.caller if is_there and top == last.caller.to_bytes(size, "little") else 0
+
+
 def _guesses(guest: Guest, known: set[int]) -> list[Frame]:
     """What on the stack could be return addresses: in a kernel's code, behind a call.
 
@@ -261,5 +281,5 @@ def _call_text(guest: Guest, record: HypercallRecord) -> str:
     if record.result is not None and -_ERRNO_MAX <= record.result < 0:
         result += f" {errno_name(-record.result)}"
     when = f"{record.when_ns / 1e6:.6f} ms"
-    where = name_at(guest, record.rip, record.when_ns) or f"{record.rip:#x}"
+    where = name_at(guest, record.caller, record.when_ns) or f"{record.caller:#x}"
     return f"{when:>16}  {name}({arguments}) {result}  from {where}"

@@ -253,6 +253,7 @@ VCPU = Record(
             HypercallRecord,
             when_ns=TIME,
             rip=U64,
+            caller=U64,
             number=U64,
             args=Listed(U64, 8),
             result=Maybe(SIGNED),

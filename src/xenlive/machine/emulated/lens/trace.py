@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _HOLE = "hole"
 _ERRNO_MAX = 4095
-_CALL_BYTES, _RET = 3, b"\xc3"  # vmcall and vmmcall, and what follows one in a hypercall page
 _INDENT = 21
 
 
@@ -114,21 +113,11 @@ class Trace:
         if refusal is not None and refusal is not self._refusal:
             said["why"] = refusal.why
         self._refusal = refusal
-        said["from"] = self._where(self._caller(record), record.when_ns)
+        said["from"] = self._where(record.caller, record.when_ns)
         self._emit("hypercall", said, record.when_ns)
         effects, self._effects = self._effects, []
         for effect in effects:
             self._emit(effect.pop("kind"), effect, record.when_ns, is_effect=True)
-
-    def _caller(self, record: HypercallRecord) -> int:
-        """Where the call comes from: who called the hypercall page, if it was made there."""
-        guest = self._guest
-        if read_virtual(guest, record.rip + _CALL_BYTES, 1) != _RET:
-            return record.rip
-        engine = guest.vcpu.engine
-        size = 8 if engine.code_bits == 64 else 4
-        found = read_virtual(guest, engine.reg("rsp"), size)
-        return int.from_bytes(found, "little") if found is not None else record.rip
 
     def _on_event(self, event: Event) -> None:
         rip = self._guest.vcpu.engine.reg("rip")

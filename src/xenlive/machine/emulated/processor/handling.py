@@ -68,6 +68,7 @@ HYPERCALL_NS = 500
 _EXCEPTION_BLOCKS = 200  # what an exception counts for as spinning: it costs about as much time
 
 _HYPERCALL_IRET = 23
+_RET = b"\xc3"
 _EPERM = 1
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _ARGS_64 = ("rdi", "rsi", "rdx", "r10", "r8")
@@ -75,10 +76,15 @@ _ARGS_32 = ("rbx", "rcx", "rdx", "rsi", "rdi")
 
 
 class HypercallRecord(NamedTuple):
-    """A hypercall that was made; `result` is None if it left rax alone."""
+    """A hypercall that was made; `result` is None if it left rax alone.
+
+    `rip` is where VMCALL or VMMCALL was, `caller` where the call came from: the return address of
+    the function that is nothing but this instruction, as those of a hypercall page are.
+    """
 
     when_ns: int
     rip: int
+    caller: int
     number: int
     args: tuple[int, ...]
     result: int | None
@@ -214,9 +220,10 @@ class ExitHandler(Processor):
     def _on_exception(self, found: Exit) -> None:
         self._quiet_blocks += _EXCEPTION_BLOCKS
         if found.vector == INVALID_OPCODE:
-            instruction = self._instruction()
+            code = self._code()
+            instruction = decode(code, self.engine.code_bits)
             if instruction.is_hypercall:
-                self._hypercall(instruction.length)
+                self._hypercall(instruction.length, code)
                 return
             if instruction.opcode == ICEBP:
                 next_rip = self.engine.reg("rip") + instruction.length
@@ -339,10 +346,14 @@ class ExitHandler(Processor):
 
     # ---- hypercalls ----------------------------------------------------------------------
 
-    def _hypercall(self, length: int) -> None:
-        """VMCALL or VMMCALL, as `hvm_hypercall` (xen/arch/x86/hvm/hypercall.c)."""
+    def _hypercall(self, length: int, code: bytes) -> None:
+        """VMCALL or VMMCALL, as `hvm_hypercall` (xen/arch/x86/hvm/hypercall.c).
+
+        `code` begins with the instruction, which is `length` bytes long.
+        """
         engine = self.engine
         rip = engine.reg("rip")
+        caller = self._caller(rip, code[length : length + 1])
         is_64bit = engine.code_bits == 64
         mask = _MASK64 if is_64bit else _MASK32
         number = engine.reg("rax") & mask
@@ -359,10 +370,22 @@ class ExitHandler(Processor):
             if result is not None:
                 engine.set_reg("rax", result & mask)
         finally:
-            record = HypercallRecord(self.clock.now_ns, rip, number, args, result)
+            record = HypercallRecord(self.clock.now_ns, rip, caller, number, args, result)
             self.recent.append(record)
             if self.on_hypercall is not None:
                 self.on_hypercall(record)
+
+    def _caller(self, rip: int, following: bytes) -> int:
+        """Where a hypercall at `rip` comes from, by the byte that follows it and the stack."""
+        if following != _RET:
+            return rip
+        engine = self.engine
+        size, mask = (8, _MASK64) if engine.code_bits == 64 else (4, _MASK32)
+        try:
+            found = self.read_virtual(engine.reg("rsp") & mask, size)
+        except (PageFault, NonCanonical):
+            return rip
+        return int.from_bytes(found, "little")
 
 
 def _hypercall_page() -> bytes:
