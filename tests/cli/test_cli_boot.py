@@ -377,6 +377,19 @@ def test_a_signal_leaves_the_terminal_as_it_was(
     assert "event_channel_op" in (tmp_path / "trace").read_text()
 
 
+def test_a_window_that_is_closed_ends_it_as_a_signal_does(
+    typed: Callable[..., Typed], echo: Path
+) -> None:
+    one = typed(echo)
+    one.type(b"a")
+    one.wait_for(b"a")
+    for fd in (one.main, one.terminal):
+        os.close(fd)
+    code = one.process.wait(LIMIT_S)
+    one.main, one.terminal = pty.openpty()  # for the fixture to close
+    assert code == 128 + signal.SIGHUP
+
+
 def test_ctrl_c_ends_a_guest_that_spins(typed: Callable[..., Typed]) -> None:
     one = typed(build_kernel(small_guests.kernel("put $104\n kick\n 1: jmp 1b")))
     one.wait_for(b"h")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from kernels.asker.asker_kernel import asker_kernel
 from kernels.building import have_tools
 from kernels.debian import packages
 from kernels.debian.initrd import build_initrd
@@ -16,7 +17,12 @@ from kernels.devices.device_kernel import device_kernel
 from kernels.handover.script_kernel import script_kernel
 from kernels.pair.pair_kernel import pair_kernel
 
-KERNELS = {"script": script_kernel, "pair": pair_kernel, "device": device_kernel}
+KERNELS = {
+    "script": script_kernel,
+    "pair": pair_kernel,
+    "device": device_kernel,
+    "asker": asker_kernel,
+}
 
 
 def main(folder: Path) -> int:

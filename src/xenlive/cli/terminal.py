@@ -17,6 +17,7 @@ Why signals are put off: one that raises in the middle of the emulator's callbac
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -86,7 +87,8 @@ class Terminal(Outside):
 
     def _restore(self) -> None:
         if self._tty is not None:
-            termios.tcsetattr(self._tty, termios.TCSADRAIN, self._before)
+            with contextlib.suppress(termios.error):  # its window was closed: nothing to restore
+                termios.tcsetattr(self._tty, termios.TCSADRAIN, self._before)
             self._tty = None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
