@@ -120,6 +120,22 @@ def test_exceptions_alone_are_traced(capfd: pytest.CaptureFixture[str], hello: s
     assert "---- kernel 0 at its entry" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("option", ["--trace", "--json"])
+def test_what_is_closed_is_not_missed(hello: str, closed: str, option: str) -> None:
+    command = f'exec "$0" -m xenlive boot "$1" {option} {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, hello],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "at its entry" not in done.stdout  # where a trace does not belong
+
+
 # ---- one object, however it ends ----------------------------------------------------------------
 
 

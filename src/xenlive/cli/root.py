@@ -82,6 +82,7 @@ def import_command(arguments: list[str]) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs the command line (`sys.argv` if None) and gives the exit code."""
+    _open_what_is_closed()
     _escape_what_cannot_be_shown()
     try:
         code = root.main(arguments, prog_name="xenlive", standalone_mode=False)
@@ -112,6 +113,14 @@ def run(arguments: list[str] | None = None) -> int:
 
 #: What the system says when a file or a disk is full; nothing but output makes either so.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _open_what_is_closed() -> None:
+    """Has output go nowhere if whoever started us closed it: Python gives None for its stream."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _escape_what_cannot_be_shown() -> None:
