@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xenlive.machine.emulated.processor import capi
 from xenlive.machine.emulated.processor.codewatch import CodeWatch
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
+from xenlive.machine.emulated.stop import UNSUPPORTED, GuestStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 _LAZY_HOLES_MAX = 512
 # RAM is mapped in pieces: taking a page out of one makes Unicorn look at each page of that piece.
 _CHUNK_SIZE = 16 << 20
+# Each change looks at all parts, so a guest that makes more of them makes its host busy for ever.
+_PARTS_MAX = 2048
+# What a page walk reaches. A space has frames beyond, where the engine has pages of its own.
+_ADDRESS_END = 1 << 40
 
 
 class Mappings:
@@ -49,7 +54,13 @@ class Mappings:
         self.is_stale = False
 
     def map(self, address: int, size: int, buffer_address: int, writable: bool) -> None:
-        """Puts `size` bytes at `buffer_address` there, or raises EmulatorError."""
+        """Puts `size` bytes at `buffer_address` there, or raises EmulatorError.
+
+        Beyond 40 bits nothing is put anywhere: no walk leads there. GuestStop if there are too many
+        parts, which only a guest that scatters pages can bring about.
+        """
+        if address >= _ADDRESS_END:
+            return
         self.unmap(address, size)
         if not writable:
             for offset in range(0, size, PAGE_SIZE):
@@ -67,7 +78,9 @@ class Mappings:
         capi.check(self._lib, error, f"map {size:#x} bytes at {address:#x}")
 
     def unmap(self, address: int, size: int) -> None:
-        """There is nothing at `address` any more."""
+        """There is nothing at `address` any more. GuestStop as of `map`."""
+        if address >= _ADDRESS_END:
+            return
         end = address + size
         self.watch.unmapped(address, size)
         for first, behind in self._mapped_parts(address, end):
@@ -83,6 +96,8 @@ class Mappings:
         self._lib.uc_mem_regions(self._uc, ctypes.byref(regions), ctypes.byref(count))
         known = [(regions[i].begin, regions[i].end + 1) for i in range(count.value)]
         self._lib.uc_free(regions)
+        if len(known) > _PARTS_MAX:
+            raise GuestStop(UNSUPPORTED, f"its memory is in more than {_PARTS_MAX} parts")
         return [(max(a, address), min(b, end)) for a, b in known if a < end and address < b]
 
     # ---- pages that answer ---------------------------------------------------------------
