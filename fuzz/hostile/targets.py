@@ -16,6 +16,7 @@ TARGETS = {
     "kernel": "hostile.kernels",
     "image": "hostile.images",
     "show": "hostile.showing",
+    "guest": "hostile.guests",
 }
 
 
