@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xenlive.machine.emulated.processor import counter, engine, exits
+from xenlive.machine.emulated.processor import counter, exits, library
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit, Segment
 
@@ -293,12 +293,12 @@ def test_a_hostile_page_table_does_not_reach_the_engines_own_page(bench: Bench) 
 
 
 def test_the_missing_emulator_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "unicorn.unicorn_py3.unicorn", None)
+    monkeypatch.setitem(sys.modules, "unicorn", None)
     with pytest.raises(EmulatorError, match=r"pip install 'xenlive\[emulator\]'"):
         Engine(EngineHooks())
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "VERSION", "9.9.9")
+    monkeypatch.setattr(library, "VERSION", "9.9.9")
     with pytest.raises(EmulatorError, match=r"9\.9\.9 is needed"):
         Engine(EngineHooks())

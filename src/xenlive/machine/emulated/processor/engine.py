@@ -1,6 +1,6 @@
 """The processor: Unicorn, made to stop wherever a hypervisor has a say.
 
-This file alone imports Unicorn; what is known of its insides is here and in `cpustate.py`. Unicorn
+This file alone runs Unicorn; what is known of its insides is here and in `cpustate.py`. Unicorn
 is QEMU's x86 translator as a library. It runs instructions well, but it was made for fragments of
 programs: it delivers no exception, has no hook for MSRs or control registers, and forgets to say
 why it stopped. What closes the gap is in the same translator: QEMU can emulate AMD's SVM, and its
@@ -38,13 +38,11 @@ threads or addresses of the host. Nothing a guest does raises in `run`; an error
 from __future__ import annotations
 
 import ctypes
-import mmap
-import struct
 from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.processor import capi, exits
 from xenlive.machine.emulated.processor.breaks import Breaks
-from xenlive.machine.emulated.processor.counter import BlockCounter, address_of
+from xenlive.machine.emulated.processor.counter import BlockCounter
 from xenlive.machine.emulated.processor.cpustate import (
     ERROR_CODE,
     HOST_POINTERS,
@@ -54,14 +52,14 @@ from xenlive.machine.emulated.processor.cpustate import (
 )
 from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit
 from xenlive.machine.emulated.processor.floats import FloatRegisters
+from xenlive.machine.emulated.processor.library import VERSION, load_library
 from xenlive.machine.emulated.processor.mappings import Mappings
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
+from xenlive.machine.emulated.processor.vmcb import VMCB_ADDRESS, Vmcb
 from xenlive.machine.emulated.processor.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-VERSION = "2.1.4"
 
 # Registers that the check at the start looks for, and their numbers.
 _MSR_AT = {
@@ -83,12 +81,6 @@ _EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none o
 _INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
 _CR_WRITES = 1 << 0 | 1 << 4
 
-_VMCB_ADDRESS = 1 << 44
-_VMCB_MSR_MAP, _VMCB_EXIT_INFO_2 = 0x48, 0x80
-_MSR_MAP_SIZE = 3 * PAGE_SIZE
-#: MSRs that the guest reads and writes without an exit: Linux does so at each switch of a task.
-_FREE_MSRS = (0xC0000100, 0xC0000101, 0xC0000102)
-
 #: Beyond this it is cheaper to translate everything again.
 _FORGET_MAX = 1 << 16
 
@@ -98,7 +90,7 @@ class Engine(CpuState):
 
     def __init__(self, hooks: EngineHooks) -> None:
         self._hooks = hooks
-        self._lib = _library()
+        self._lib = load_library()
         self._uc = ctypes.c_void_p()
         self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
         self._control(capi.CTL_CPU_MODEL, capi.CPU_OPTERON_G5)
@@ -117,7 +109,7 @@ class Engine(CpuState):
         super().__init__(self._make_context())
         self._load()
         self._check_offsets()
-        self._make_vmcb()
+        self._vmcb = Vmcb(self._mappings)
         self._add_hooks()
         self._budget = self._cut = 0
         self._was_step = False
@@ -165,22 +157,6 @@ class Engine(CpuState):
         found = (self.reg("dr6"), self.reg("dr7"), self._words[OLD_EXCEPTION // 4])
         if found != (0xFFFF0FF0, 0x400, 0xFFFFFFFF):
             raise EmulatorError(f"debug registers are not where Unicorn {VERSION} has them")
-
-    def _make_vmcb(self) -> None:
-        self._vmcb = mmap.mmap(-1, PAGE_SIZE + _MSR_MAP_SIZE)
-        map_address = _VMCB_ADDRESS + PAGE_SIZE
-        self._vmcb[_VMCB_MSR_MAP : _VMCB_MSR_MAP + 8] = struct.pack("<Q", map_address)
-        bitmap = bytearray(b"\xff" * _MSR_MAP_SIZE)
-        for number in _FREE_MSRS:
-            bit = (8192 + number - 0xC0000000) * 2
-            bitmap[bit // 8] &= ~(3 << bit % 8)
-        self._vmcb[PAGE_SIZE:] = bytes(bitmap)
-        at = address_of(self._vmcb)
-        for address, offset, size, rights in (
-            (_VMCB_ADDRESS, 0, PAGE_SIZE, capi.PROT_READ_WRITE),
-            (map_address, PAGE_SIZE, _MSR_MAP_SIZE, capi.PROT_READ),
-        ):
-            self._mappings.map_raw(address, size, at + offset, rights)
 
     def _add_hooks(self) -> None:
         hooks = self._hooks
@@ -412,17 +388,16 @@ class Engine(CpuState):
             return Exit(exits.WRITE_MSR)
         elif found.kind == exits.EXCEPTION:
             error_code = self._words[ERROR_CODE // 4]
-            address = struct.unpack_from("<Q", self._vmcb, _VMCB_EXIT_INFO_2)[0]
-            return Exit(exits.EXCEPTION, found.vector, error_code, address)
+            return Exit(exits.EXCEPTION, found.vector, error_code, self._vmcb.fault_address)
         return found
 
     def run_past_write_cr(self) -> Exit:
         """Lets the instruction of a WRITE_CR exit happen. BUDGET if nothing came of it."""
-        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, 0)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, 0)
         try:
             return self.run(1, passes=True)
         finally:
-            self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+            self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
 
     def limit(self, blocks: int) -> None:
         """From a hook: no more than `blocks` further blocks in this run, which ends with BUDGET."""
@@ -459,7 +434,7 @@ class Engine(CpuState):
         """The state in which a PVH kernel is entered, but for RIP and RBX."""
         self._raw[:] = self._pristine
         self._set_pvh_entry()
-        self._set_intercepts(_VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
         self._mappings.is_stale = True
 
     def save(self) -> bytes:
@@ -481,20 +456,3 @@ class Engine(CpuState):
         for context in (self._context, self._flat_context):
             self._lib.uc_context_free(context)
         self._lib.uc_close(self._uc)
-
-
-def _library() -> Any:
-    """Unicorn's C library, with the arguments of the calls made here."""
-    try:
-        import unicorn
-        from unicorn.unicorn_py3.unicorn import uclib
-    except ImportError:
-        raise EmulatorError(
-            "emulated machines need Unicorn: pip install 'xenlive[emulator]'"
-        ) from None
-    found = str(vars(unicorn)["__version__"])  # importlib.metadata takes 20 ms to say the same
-    if found != VERSION:
-        raise EmulatorError(f"Unicorn is {found}, but {VERSION} is needed")
-    library = ctypes.CDLL(uclib._name)  # a handle of our own: argument types belong to one
-    capi.declare(library)
-    return library
