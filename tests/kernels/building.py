@@ -39,14 +39,14 @@ def require_tools() -> None:
 
 
 @cache
-def _compiler() -> str:
-    return subprocess.run(
-        ["gcc", "--version"], check=True, capture_output=True, text=True
-    ).stdout.partition("\n")[0]
+def compiler() -> str:
+    """Which gcc it is: another one makes another kernel."""
+    return run_tool("gcc", "--version").partition("\n")[0]
 
 
 @cache
-def _folder() -> Path:
+def kept_folder() -> Path:
+    """Where what was built is kept."""
     folder = Path(tempfile.gettempdir()) / f"xenlive-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -61,13 +61,13 @@ def build_kernel(
     """
     require_tools()
     parts = (
-        *(_compiler(), COMMON.read_text(), LINK_SCRIPT.read_text(), assembly, c_source),
+        *(compiler(), COMMON.read_text(), LINK_SCRIPT.read_text(), assembly, c_source),
         *(repr(defines), hex(base), repr(FLAGS)),
     )
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    kernel = _folder() / f"{name}.elf"
+    kernel = kept_folder() / f"{name}.elf"
     if not kernel.exists():
-        with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+        with tempfile.TemporaryDirectory(dir=kept_folder()) as folder:
             _build(Path(folder), kernel, assembly, c_source, defines, base)
     return kernel
 
@@ -84,13 +84,17 @@ def _build(
         sources.append("kernel.c")
     for source, result in zip(sources, objects, strict=True):
         words = [f"-D{define}" for define in defines]
-        _run(folder, "gcc", *FLAGS, *words, "-m64", "-c", source, "-o", result)
+        run_tool("gcc", *FLAGS, *words, "-m64", "-c", source, "-o", result, folder=folder)
     script = LINK_SCRIPT.read_text().replace("KERNEL_BASE", hex(base))
     (folder / "kernel.ld").write_text(script)
-    _run(folder, "ld", "-m", "elf_x86_64", "-T", "kernel.ld", "-o", "kernel.elf", *objects)
+    run_tool(
+        "ld", "-m", "elf_x86_64", "-T", "kernel.ld", "-o", "kernel.elf", *objects, folder=folder
+    )
     os.replace(folder / "kernel.elf", kernel)
 
 
-def _run(folder: Path, *command: str) -> None:
+def run_tool(*command: str, folder: Path | None = None) -> str:
+    """Runs a tool, in `folder` if given, and gives what it wrote; a test fails with it."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not done.returncode, f"{' '.join(command)}\n{done.stderr}"
+    return done.stdout

@@ -12,8 +12,9 @@ import zlib
 from random import Random
 
 import pytest
+from kernels.c_kernels import DEFAULT_BASE
 from kernels.handover.lab import MEMORY_BYTES, Labs, labs
-from kernels.handover.script_kernel import DEFAULT_BASE, script_kernel
+from kernels.handover.script_kernel import script_kernel
 from kexec.posted.operations import ANY_RESULT, Done, Player, as_ours
 
 from xenlive.kexec.module import KexecModule
