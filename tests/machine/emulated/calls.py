@@ -1,16 +1,34 @@
-"""Hypercalls as a guest of the tests makes them: time, vcpu, control."""
+"""Hypercalls as a guest of the tests makes them: who makes them; time, vcpu, control."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
-from machine.emulated.guests import ARG, Guest
+import pytest
+from machine.emulated.guests import ARG, Guest, World
 
 from xenlive.abi.hypercalls import xen
 from xenlive.abi.layout import Layout
 
 EVTCHN, SCHED, VCPU, HVM = "event_channel_op", "sched_op", "vcpu_op", "hvm_op"
 MS = 1_000_000
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Two guests that know each other."""
+    made = World(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=[True, False], ids=["64", "32"])
+def guest(request: pytest.FixtureRequest, world: World) -> Guest:
+    """A guest that makes calls of 64 or of 32 bits."""
+    made = world.guests[0]
+    made.is_64bit = made.in_long_mode = request.param
+    return made
 
 
 def form(guest: Guest, wide: Layout, narrow: Layout) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from machine.emulated.calls import form
 from machine.emulated.guests import MEMORY_BYTES, Guest, World
 
 from xenlive.abi.hypercalls import memory as abi
@@ -11,7 +12,6 @@ from xenlive.abi.hypercalls.grant_table import GNTMAP_host_map
 from xenlive.abi.hypercalls.xen import (
     DOMID_SELF,
 )
-from xenlive.abi.layout import Layout
 
 MEMORY = "memory_op"
 LIST = 0x9000
@@ -22,10 +22,6 @@ EXTENT = 1 << abi.MEMOP_EXTENT_SHIFT
 
 DECREASE, POPULATE = abi.XENMEM_decrease_reservation, abi.XENMEM_populate_physmap
 INCREASE = abi.XENMEM_increase_reservation
-
-
-def form(guest: Guest, wide: Layout, narrow: Layout) -> Layout:
-    return wide if guest.is_64bit else narrow
 
 
 def put_frames(guest: Guest, frames: list[int], at: int = LIST) -> int:

@@ -6,7 +6,6 @@ Each test names the file and function of Xen 4.17 it was read in.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from machine.emulated.calls import (
@@ -15,9 +14,11 @@ from machine.emulated.calls import (
     SCHED,
     bind_timer,
     form,
+    guest,
     head,
     set_timer,
     vcpu_call,
+    world,
 )
 from machine.emulated.guests import ARG, BAD, Guest, World
 
@@ -41,21 +42,7 @@ from xenlive.machine.emulated.hypervisor.hypercalls import caller as hypercalls_
 from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
 from xenlive.machine.emulated.stop import SPIN, GuestStop
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[True, False], ids=["64", "32"])
-def guest(request: pytest.FixtureRequest, world: World) -> Guest:
-    """A guest that makes calls of 64 or of 32 bits."""
-    made = world.guests[0]
-    made.is_64bit = made.in_long_mode = request.param
-    return made
-
+__all__ = ["guest", "world"]  # the fixtures
 
 # ---- control, and what is no hypercall of a PVH guest --------------------------------------------
 

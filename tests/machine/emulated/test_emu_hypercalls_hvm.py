@@ -5,15 +5,15 @@ Each test names the file and function of Xen 4.17 it was read in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from machine.emulated.calls import (
     HVM,
     MS,
+    guest,
     pass_time,
+    world,
 )
-from machine.emulated.guests import ARG, BAD, Guest, World
+from machine.emulated.guests import ARG, BAD, Guest
 
 from xenlive.abi.hypercalls import hvm, sched, version
 from xenlive.abi.hypercalls.xen import (
@@ -29,21 +29,7 @@ from xenlive.abi.hypercalls.xen import (
 from xenlive.machine.emulated.hypervisor.hypercalls.version import FEATURES
 from xenlive.machine.emulated.stop import GuestStop
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[True, False], ids=["64", "32"])
-def guest(request: pytest.FixtureRequest, world: World) -> Guest:
-    """A guest that makes calls of 64 or of 32 bits."""
-    made = world.guests[0]
-    made.is_64bit = made.in_long_mode = request.param
-    return made
-
+__all__ = ["guest", "world"]  # the fixtures
 
 # ---- versions, assists, console ------------------------------------------------------------------
 

@@ -6,9 +6,8 @@ named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
+from machine.emulated.calls import form, guest, world
 from machine.emulated.guests import ARG, BAD, MEMORY_BYTES, Guest, World
 from machine.emulated.memorycalls import (
     DECREASE,
@@ -20,7 +19,6 @@ from machine.emulated.memorycalls import (
     PAGES,
     POPULATE,
     ask,
-    form,
     grant_and_map,
     put_frames,
     remove,
@@ -40,21 +38,7 @@ from xenlive.abi.hypercalls.xen import (
 from xenlive.machine.emulated.build import memory_map
 from xenlive.machine.emulated.stop import GuestStop
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[True, False], ids=["64", "32"])
-def guest(request: pytest.FixtureRequest, world: World) -> Guest:
-    """A guest that makes calls of 64 or of 32 bits."""
-    made = world.guests[0]
-    made.is_64bit = request.param
-    return made
-
+__all__ = ["guest", "world"]  # the fixtures
 
 # ---- reservations --------------------------------------------------------------------------------
 

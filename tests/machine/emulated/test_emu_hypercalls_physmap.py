@@ -7,9 +7,9 @@ named.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
+from machine.emulated.calls import form, guest, world
 from machine.emulated.guests import ARG, BAD, Guest, World
 from machine.emulated.memorycalls import (
     EXTENT,
@@ -17,7 +17,6 @@ from machine.emulated.memorycalls import (
     MEMORY,
     add,
     ask,
-    form,
     grant_and_map,
     put_frames,
     remove,
@@ -41,21 +40,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_EXDEV,
 )
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[True, False], ids=["64", "32"])
-def guest(request: pytest.FixtureRequest, world: World) -> Guest:
-    """A guest that makes calls of 64 or of 32 bits."""
-    made = world.guests[0]
-    made.is_64bit = request.param
-    return made
-
+__all__ = ["guest", "world"]  # the fixtures
 
 # ---- what stands behind guest frames -------------------------------------------------------------
 

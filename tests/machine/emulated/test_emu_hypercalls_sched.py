@@ -6,7 +6,6 @@ Each test names the file and function of Xen 4.17 it was read in.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from machine.emulated.calls import (
@@ -15,12 +14,14 @@ from machine.emulated.calls import (
     VCPU,
     bind_timer,
     form,
+    guest,
     pass_time,
     pending,
     set_timer,
     vcpu_call,
+    world,
 )
-from machine.emulated.guests import ARG, BAD, Guest, World
+from machine.emulated.guests import ARG, BAD, Guest
 
 from xenlive.abi.hypercalls import sched, vcpu
 from xenlive.abi.hypercalls.shared_info import VCPU_TIME_INFO
@@ -38,21 +39,7 @@ from xenlive.abi.hypercalls.xen import (
 )
 from xenlive.machine.emulated.stop import GuestStop
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[True, False], ids=["64", "32"])
-def guest(request: pytest.FixtureRequest, world: World) -> Guest:
-    """A guest that makes calls of 64 or of 32 bits."""
-    made = world.guests[0]
-    made.is_64bit = made.in_long_mode = request.param
-    return made
-
+__all__ = ["guest", "world"]  # the fixtures
 
 # ---- scheduling ----------------------------------------------------------------------------------
 
