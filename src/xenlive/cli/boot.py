@@ -16,6 +16,7 @@ from xenlive.cli.boot_lens import EXIT_AT_ENTRY, Lens, lens_options
 from xenlive.cli.boot_share import Shares, share_options
 from xenlive.cli.boot_store import store_option, world_with_store
 from xenlive.cli.boot_world import Others, world_options
+from xenlive.cli.option_groups import HeadedCommand, options_under
 from xenlive.cli.options import SizeType, json_option
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _SPIN_NEVER = 1 << 62
 # Thirty years, and a number of nanoseconds that fits wherever one is kept.
 _TIME_LIMIT_MAX_S = 1_000_000_000
 _NAME = r"[A-Za-z0-9._+-]{1,63}"
+
+_option = options_under("Kernel and machine")
 
 _EPILOG = """\b
 Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft reset,
@@ -52,20 +55,20 @@ def _name(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=HeadedCommand, epilog=_EPILOG)
 @click.argument("kernel", type=click.Path(path_type=Path), required=False)
-@click.option("--cmdline", default="", metavar="TEXT", help="The kernel's command line.")
-@click.option(
+@_option("--cmdline", default="", metavar="TEXT", help="The kernel's command line.")
+@_option(
     "--module",
     "modules",
     multiple=True,
     metavar="FILE[=TEXT]",
     help="Hand FILE over as a module, with TEXT as its command line; an initrd is one. Repeatable.",
 )
-@click.option(
+@_option(
     "--memory", type=SizeType(), default="64M", show_default=True, help="Size of the guest's RAM."
 )
-@click.option(
+@_option(
     "--name",
     default="guest",
     show_default=True,
@@ -73,14 +76,14 @@ def _name(_: click.Context, option: click.Parameter, value: str) -> str:
     metavar="NAME",
     help="Domain's name.",
 )
-@click.option(
+@_option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     callback=_seconds,
     metavar="SECONDS",
     help="End after that much of the guest's own time.",
 )
-@click.option(
+@_option(
     "--console-io", is_flag=True, help="Let the guest write to Xen's console, as debug builds do."
 )
 @share_options

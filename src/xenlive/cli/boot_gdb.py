@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
+
+from xenlive.cli.option_groups import Decorator, options_under
 
 if TYPE_CHECKING:
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated.world import Guest
 
-gdb_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+_option = options_under("Debugger")
+
+gdb_option: Decorator = _option(
     "--gdb",
     "gdb_port",
     type=click.IntRange(0, 65535),

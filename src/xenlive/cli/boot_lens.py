@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from xenlive.cli.boot_files import about, read_file, split_word, validate_output
+from xenlive.cli.option_groups import options_under
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,49 +52,47 @@ class ByteType(click.ParamType[int]):
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_option = options_under("Kexec under the lens")
+_tracing = options_under("Faults and traces")
 _OPTIONS = (
-    click.option(
+    _option(
         "--next",
         "next_words",
         multiple=True,
         metavar="KERNEL[=TEXT]",
         help="Enter KERNEL, with TEXT as its command line, when the guest reboots. Repeatable.",
     ),
-    click.option("--handovers", is_flag=True, help="Say on stderr what each kernel hands over."),
-    click.option(
+    _option("--handovers", is_flag=True, help="Say on stderr what each kernel hands over."),
+    _option(
         "--poison", is_flag=True, help="Fill what was not handed over, at each kernel's entry."
     ),
-    click.option(
+    _option(
         "--poison-byte", type=ByteType(), metavar="BYTE", help="The same, with this byte.  [0xa5]"
     ),
-    click.option(
+    _tracing(
         "--fail",
         "faults",
         multiple=True,
         metavar="CALL[.OP]:N[=ERRNO]",
         help="Let the Nth such hypercall fail. Repeatable.",
     ),
-    click.option(
-        "--trace", is_flag=True, help="Trace hypercalls, pages, grants and events on stderr."
-    ),
-    click.option("--trace-to", type=_FILE, metavar="FILE", help="The same, to FILE."),
-    click.option("--trace-json", is_flag=True, help="The same, in JSON, an object a line."),
-    click.option(
-        "--trace-exceptions", is_flag=True, help="The same, and exceptions and interrupts."
-    ),
-    click.option(
+    _tracing("--trace", is_flag=True, help="Trace hypercalls, pages, grants and events on stderr."),
+    _tracing("--trace-to", type=_FILE, metavar="FILE", help="The same, to FILE."),
+    _tracing("--trace-json", is_flag=True, help="The same, in JSON, an object a line."),
+    _tracing("--trace-exceptions", is_flag=True, help="The same, and exceptions and interrupts."),
+    _option(
         "--rundir",
         "lens_rundir",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
         help="Let `xenlive inspect --rundir DIR` look at the guest's memory while it runs.",
     ),
-    click.option(
+    _option(
         "--dump-at-entry",
         metavar="PREFIX",
         help="Save the memory before and after each handover: PREFIX-1-before.img, ...",
     ),
-    click.option(
+    _option(
         "--stop-at-entry",
         type=click.IntRange(min=0),
         metavar="N",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xenlive.cli.option_groups import options_under
 from xenlive.cli.options import SizeType
 from xenlive.errors import ConfigError
 
@@ -19,30 +20,32 @@ if TYPE_CHECKING:
 _TAG_MAX = 31
 _TAG_MARKS = "-_."
 
+_option = options_under("Directories of this machine")
 _OPTIONS = (
-    click.option(
+    _option(
         "--share",
         "share_words",
         multiple=True,
         metavar="DIR[=TAG]",
         help="Give the guest the directory DIR as a 9pfs device. Repeatable.",
     ),
-    click.option(
+    _option(
         "--share-readonly",
         multiple=True,
         metavar="DIR[=TAG]",
         help="The same, to read only.",
     ),
-    click.option(
+    _option(
         "--share-limit",
         type=SizeType(),
         default="1G",
         show_default=True,
         help="What all files of a shared directory may hold before the guest may add nothing.",
     ),
-    click.option(
+    _option(
         "--share-files",
         type=click.IntRange(min=0, max=(1 << 32) - 1),
+        metavar="N",
         default=10_000,
         show_default=True,
         help="How many files and directories there may be before the guest may add none.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from xenlive.cli.option_groups import Decorator, options_under
 from xenlive.errors import XenliveError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 # Longer than any update holds clients up.
 _TIMEOUT_S = 60.0
 
-store_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+_option = options_under("Hosted Xenstore")
+
+store_option: Decorator = _option(
     "--xenstore",
     "store_rundir",
     type=click.Path(path_type=Path),

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from xenlive.cli.boot_files import about, read_file, split_word, validate_output
+from xenlive.cli.option_groups import options_under
 from xenlive.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ _ENTRY = "entry:"
 # What a guest is made with, and so is in a snapshot.
 _OF_GUEST = ("cmdline", "modules", "memory", "name", "console_io")
 
+_option = options_under("Several domains, and snapshots")
 _OPTIONS = (
-    click.option(
+    _option(
         "--with",
         "with_words",
         multiple=True,
@@ -41,7 +43,7 @@ _OPTIONS = (
         help="Run KERNEL, with TEXT as its command line, in a domain beside it: guest2, guest3 ... "
         "Repeatable.",
     ),
-    click.option(
+    _option(
         "--save-at",
         "save_words",
         nargs=2,
@@ -49,7 +51,7 @@ _OPTIONS = (
         help="Save the world to FILE and go on: WHEN is seconds of the guest's time, or entry:N, "
         "when kernel N of the chain, from 0, is at its entry.",
     ),
-    click.option(
+    _option(
         "--restore",
         "restore_from",
         type=click.Path(dir_okay=False, path_type=Path),
