@@ -21,9 +21,10 @@ from machine.emulated.calls import (
     world,
 )
 from machine.emulated.guests import ARG, BAD, Guest, World
+from machine.emulated.memorycalls import add, reserve
 
 from xenlive.abi.hypercalls import event_channel as event_abi
-from xenlive.abi.hypercalls import sched, vcpu, version, xen
+from xenlive.abi.hypercalls import memory, sched, vcpu, version, xen
 from xenlive.abi.hypercalls.shared_info import VCPU_INFO
 from xenlive.abi.hypercalls.xen import (
     DOMID_SELF,
@@ -185,6 +186,41 @@ def test_a_hypercall_without_end(world: World, monkeypatch: pytest.MonkeyPatch) 
     guest.write_virtual = lambda address, data: None  # type: ignore[method-assign]
     with pytest.raises(GuestStop) as stop:
         guest.call("grant_table_op", 1, ARG, 0x7FFFFFFF)
+    assert stop.value.kind == SPIN
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        (memory.XENMEM_increase_reservation, 0),
+        (memory.XENMEM_populate_physmap, 0x3000),
+        (memory.XENMEM_decrease_reservation, 0x100),
+    ],
+)
+def test_each_page_is_an_operation(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, command: int, first: int
+) -> None:
+    monkeypatch.setattr(hypercalls_caller, "MAX_WORK", 40)
+    assert reserve(guest, command, [first], extent_order=5) == 1
+    with pytest.raises(GuestStop) as stop:
+        reserve(guest, command, [first + 0x40], extent_order=6)
+    assert stop.value.kind == SPIN
+
+
+def test_each_page_of_a_range_is_an_operation(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypercalls_caller, "MAX_WORK", 40)
+    space = memory.XENMAPSPACE_gmfn_range
+    assert add(guest, space, 0x100, 0x3000, size=40) == 0
+    with pytest.raises(GuestStop) as stop:
+        add(guest, space, 0x200, 0x4000, size=41)
+    assert stop.value.kind == SPIN
+    guest.domain.is_shut_down = False
+    layout = form(guest, memory.XEN_ADD_TO_PHYSMAP_BATCH, memory.XEN_ADD_TO_PHYSMAP_BATCH_32)
+    lists = {"idxs": 0x9000, "gpfns": 0xA000, "errs": 0xB000, "domid": DOMID_SELF, "size": 41}
+    with pytest.raises(GuestStop) as stop:
+        guest.op("memory_op", memory.XENMEM_add_to_physmap_batch, layout, **lists)
     assert stop.value.kind == SPIN
 
 

@@ -99,6 +99,7 @@ def _increase(caller: Caller, domain: Domain, op: dict[str, Any], index: int) ->
     """Pages of its own that stand behind no guest frame; the guest is not told which."""
     taken: list[MachineFrame] = []
     for _ in range(1 << op["extent_order"]):
+        caller.work()
         frame = domain.space.allocate()
         if frame is None:
             for given in taken:
@@ -110,9 +111,11 @@ def _increase(caller: Caller, domain: Domain, op: dict[str, Any], index: int) ->
 
 def _decrease(caller: Caller, domain: Domain, op: dict[str, Any], index: int) -> bool:
     first = caller.read_word(op["extent_start"], index)
-    return all(
-        physmap.remove_page(domain.space, first + i) == 0 for i in range(1 << op["extent_order"])
-    )
+    for gfn in range(first, first + (1 << op["extent_order"])):
+        caller.work()
+        if physmap.remove_page(domain.space, gfn):
+            return False
+    return True
 
 
 def _populate(caller: Caller, domain: Domain, op: dict[str, Any], index: int) -> bool:
@@ -123,7 +126,11 @@ def _populate(caller: Caller, domain: Domain, op: dict[str, Any], index: int) ->
     if domain.space.total_pages + count > domain.space.n_ram:
         return False
     physmap.validate_places(domain, [first + i for i in range(count)])
-    return all(domain.space.populate(first + i) for i in range(count))
+    for gfn in range(first, first + count):
+        caller.work()
+        if not domain.space.populate(gfn):
+            return False
+    return True
 
 
 _RESERVATIONS: dict[int, Callable[[Caller, Domain, dict[str, Any], int], bool]] = {

@@ -88,6 +88,7 @@ def add_to_physmap(caller: Caller, arg: int, start: int) -> int:
     if max(gfn, idx) + op["size"] >> 64:
         raise HypercallError(_ADD, XEN_EOVERFLOW, "frames beyond 64 bits")
     for offset in range(start, op["size"]):
+        caller.work()
         _add_one(domain, abi.XENMAPSPACE_gmfn, idx + offset, gfn + offset)
     return 0
 
@@ -104,6 +105,7 @@ def add_to_physmap_batch(caller: Caller, arg: int, start: int) -> int:
     if op["size"] < start or (op["size"] == start and start):
         raise HypercallError(_BATCH, XEN_EILSEQ, f"start {start} of {op['size']}")
     for index in range(start, op["size"]):
+        caller.work()
         idx = caller.read_word(op["idxs"], index)
         gfn = caller.read_word(op["gpfns"], index)
         if gfn == (1 << 64) - 1:
