@@ -28,7 +28,7 @@ TRIPLE_FAULT = "triple-fault"
 SPIN = "spin"
 #: The guest waits for what can't come: no timer is set and nobody can send it an event.
 STUCK = "stuck"
-#: The processor can't do what the guest asks (a task gate in 64-bit code, say).
+#: The processor can't do what the guest asks (a task of 16 bits, say).
 UNSUPPORTED = "unsupported"
 
 

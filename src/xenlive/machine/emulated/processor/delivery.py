@@ -10,7 +10,8 @@ the change of stack through the TSS, error codes, and what happens when delivery
     fault on the way: #DF if both contribute, then triple fault = the guest's end
 
 **Invariants.** All reads and checks come before the first change: a delivery that fails has changed
-nothing (but for what it wrote below the stack pointer). Nothing but `GuestStop` leaves `inject`.
+nothing (but for what it wrote below the stack pointer), or, of a task gate, has entered the new
+task (`taskswitch.py`). Nothing but `GuestStop` leaves `inject`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xenlive.machine.emulated.processor.paging import (
     PageFault,
     is_canonical,
 )
-from xenlive.machine.emulated.stop import TRIPLE_FAULT, UNSUPPORTED, GuestStop
+from xenlive.machine.emulated.stop import TRIPLE_FAULT, GuestStop
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.processor.cpustate import CpuState
@@ -182,7 +183,8 @@ class Delivery:
     def _deliver_protected(self) -> None:
         gate = self._gate()
         if gate.kind == _TASK_GATE:
-            raise GuestStop(UNSUPPORTED, f"a task gate for vector {self._event.vector}")
+            self._enter_task(gate)
+            return
         code, cpl = self._code_segment(gate)
         saved = self._cpu.eflags
         if self._sets_resume_flag:
@@ -199,6 +201,15 @@ class Delivery:
         self._cpu.set_reg("rip", gate.offset)
         self._cpu.set_privilege(cpl)
         self._cpu.end_shadow()
+
+    def _enter_task(self, gate: _Gate) -> None:
+        # Few guests have one, and its file knows this one.
+        from xenlive.machine.emulated.processor.taskswitch import Switch, switch_task
+
+        saved = self._cpu.eflags | (_FLAG_RF if self._sets_resume_flag else 0)
+        error = self._event.error
+        switch = Switch(gate.selector, self._return_rip, saved, error, self._external)
+        switch_task(self._cpu, self._physical, switch, self._descriptor)
 
     @property
     def _sets_resume_flag(self) -> bool:
