@@ -18,7 +18,7 @@ from xenlive.machine.emulated.processor.decode import (
 from xenlive.machine.emulated.processor.delivery import Delivery, Event, Fault, inject
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks, Segment
-from xenlive.machine.emulated.stop import TRIPLE_FAULT, UNSUPPORTED, GuestStop
+from xenlive.machine.emulated.stop import TRIPLE_FAULT, GuestStop
 
 IDT, GDT, TSS, STACK, INNER = 0x1000, 0x2000, 0x3000, 0x8000, 0x9000
 CODE32, DATA, CODE16 = 0x08, 0x10, 0x18
@@ -197,11 +197,11 @@ def test_real_mode_has_a_table_of_its_own(kernel: Kernel) -> None:
     assert kernel.cpu.code_bits == 16
 
 
-def test_a_task_gate_is_not_offered(kernel: Kernel) -> None:
+def test_a_task_gate_for_double_faults_that_leads_to_no_task(kernel: Kernel) -> None:
     kernel.gate(8, 0x85, 0x28)
     with pytest.raises(GuestStop) as caught:
         inject(kernel.cpu, kernel.memory, Event(8, 0))
-    assert caught.value.kind == UNSUPPORTED
+    assert caught.value.kind == TRIPLE_FAULT
 
 
 def test_faults_end_in_a_double_fault_or_the_guests_end(kernel: Kernel) -> None:
