@@ -218,7 +218,7 @@ def test_a_chain_from_inside_and_from_outside(
     assert done.stderr.splitlines()[-1].startswith("--fail sched_op.poll:7=EINVAL: the guest made")
     trace = (tmp_path / "trace").read_text()
     assert trace.count("at its entry 0x100000 (entry+0x0)") == 3
-    assert "reason=reboot does not return   from shutdown+" in trace
+    assert "reason=reboot does not return  from shutdown+" in trace
     images = sorted(path.name for path in tmp_path.glob("d-*"))
     assert images == [f"d-{n}-{when}.img" for n in (1, 2) for when in ("after", "before")]
     for image in images:

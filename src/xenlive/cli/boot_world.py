@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from xenlive.cli.boot_files import about, read_file, split_word, validate_output
 from xenlive.cli.option_groups import options_under
 from xenlive.errors import ConfigError
+from xenlive.machine.emulated.interface import SECOND_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     Sink = Callable[[bytes], object]
 
-_SECOND_NS = 1_000_000_000
 _ENTRY = "entry:"
 # What a guest is made with, and so is in a snapshot.
 _OF_GUEST = ("cmdline", "modules", "memory", "name", "console_io")
@@ -104,7 +104,7 @@ def _parse_save(words: tuple[str, str] | None) -> _Save | None:
     try:
         if when.startswith(_ENTRY):
             return _Save(Path(path), entry=_whole(when.removeprefix(_ENTRY)))
-        when_ns = int(float(when) * _SECOND_NS)
+        when_ns = int(float(when) * SECOND_NS)
         if when_ns < 0:
             raise ValueError(when)
         return _Save(Path(path), when_ns=when_ns)
@@ -229,7 +229,7 @@ class Others:
 
             write_snapshot(save_world(world), save.path)
             self._saved_ns = now_ns
-            click.echo(f"{save.path}: the world at {now_ns / _SECOND_NS:.6f} s", err=True)
+            click.echo(f"{save.path}: the world at {now_ns / SECOND_NS:.6f} s", err=True)
 
     def _bury(self, world: World, other: _Other) -> None:
         """Reports an end, and takes the domain away, as a toolstack does (on_poweroff=destroy)."""
@@ -261,7 +261,7 @@ class Others:
                 for other in self._others
             ]
         if self._saved_ns is not None:
-            said["saved_s"] = self._saved_ns / _SECOND_NS
+            said["saved_s"] = self._saved_ns / SECOND_NS
         return said
 
     def raise_failure(self) -> None:

@@ -10,10 +10,18 @@ from machine.emulated import small_guests
 
 from xenlive.abi.hypercalls.xen import XEN_ENOMEM, XEN_ENOSPC
 from xenlive.errors import ConfigError
-from xenlive.machine.emulated.lens.faults import Fault, Faults, call_names, parse_fault
+from xenlive.machine.emulated.lens.faults import Fault, Faults, call_names, error_in, parse_fault
 from xenlive.machine.emulated.world import World
 
 VERSION = 17
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [(None, ""), (0, ""), (22, ""), (-1, "EPERM"), (-22, "EINVAL"), (-4095, "4095"), (-4096, "")],
+)
+def test_which_results_are_errors(result: int | None, name: str) -> None:
+    assert error_in(result) == name
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_call_and_what_came_of_it(world: World) -> None:
     call = next(n for n, line in enumerate(said) if "add_to_physmap" in line)
     assert "space=shared_info" in said[call]
     assert "gpfn=0x200" in said[call]
-    assert "= 0   from start+" in said[call]
+    assert "= 0  from start+" in said[call]
     pages = [line.strip() for line in said[call + 1 : call + 3]]
     assert pages == ["page 0x200: ram -> hole", "page 0x200: hole -> xen"]
     assert all("ms  " in line or line.startswith(" " * 21) for line in said)
@@ -137,7 +137,7 @@ def test_exceptions_if_they_are_asked_for(world: World) -> None:
     kernel = build_kernel(small_guests.TRIPLE_FAULTS).read_bytes()
     assert traced(world, kernel) == []
     (said,) = traced(world, kernel, exceptions=True)
-    assert "exception #UD   in start+" in said
+    assert "exception #UD  in start+" in said
 
 
 @pytest.mark.peer

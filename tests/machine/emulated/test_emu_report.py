@@ -66,6 +66,36 @@ def test_hypercalls_by_a_page_are_their_callers(world: World) -> None:
     assert "from page+" in call
 
 
+def test_guesses_are_in_code(world: World) -> None:
+    # On the stack: the way to a function, and a place of data behind what looks like its call.
+    body = """
+        xorl %ebp, %ebp
+        pushl $table + 8
+        pushl $zeros + 8
+        movl $0xe8, zeros + 3
+        call inner
+        nop
+inner:  ud2
+        .data
+        .byte 0xe8
+table:  .byte 0, 0, 0, 0xe8, 0, 0, 0, 0, 0, 0
+        .bss
+        .skip 16
+zeros:  .skip 64
+        .text
+"""
+    guest = run(world, small_guests.kernel(body))
+    symbols = Symbols(guest.kernel)
+    data = guest.vcpu.read_virtual(guest.vcpu.engine.reg("rsp"), 12)
+    (back, zeros, table) = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4, 8))
+    assert symbols.find(table) == ("table", 8)
+    assert symbols.find(zeros) == ("zeros", 8)
+    assert symbols.find(back, in_code=True) == symbols.find(back)
+    assert symbols.find(table, in_code=True) is symbols.find(zeros, in_code=True) is None
+    _, *guesses = report.describe(guest).backtrace
+    assert [(frame.address, frame.is_guess) for frame in guesses] == [(back, True)]
+
+
 def test_the_report_as_text(world: World) -> None:
     guest = run(world, small_guests.CRASHES_DEEP)
     text = report.lines(report.describe(guest))

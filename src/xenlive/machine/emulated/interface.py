@@ -13,6 +13,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 
+SECOND_NS = 1_000_000_000
+
 
 class Clock:
     """Virtual time: nanoseconds since boot, for all domains of a world. It never goes back."""

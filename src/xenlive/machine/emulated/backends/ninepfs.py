@@ -27,6 +27,7 @@ from xenlive.machine.disktree import DiskTree
 from xenlive.machine.emulated.backends.exporttree import ExportTree
 from xenlive.machine.emulated.backends.toolstack import add_ninepfs, remove_device
 from xenlive.machine.emulated.backends.xenbus import DevicePlace, XenbusBackEnd
+from xenlive.machine.emulated.interface import SECOND_NS
 from xenlive.ninep.server import Session
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 VERSION = "1"
 MAX_RINGS = 4
 KIND = "9pfs"
-
-_SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class NinePDevice:
         remove_device(self._store, self.place)
 
     def _now_s(self) -> int:
-        return self._domain.boot_s + self._domain.clock.now_ns // _SECOND_NS
+        return self._domain.boot_s + self._domain.clock.now_ns // SECOND_NS
 
     # ---- the handshake's driver ----------------------------------------------------------
 

@@ -29,7 +29,7 @@ ERRNO_NAMES = {
     if name.startswith("XEN_E") and type(value) is int
 }
 _ERRNOS = {name: number for number, name in ERRNO_NAMES.items()}
-_ERRNO_MAX = 4095  # what Linux and others take for an error
+_ERRNO_MAX = 4095  # below minus this nobody looks for an error
 
 # What a call says when there is no more of what it gives; all others EINVAL.
 _PLAUSIBLE = {
@@ -57,6 +57,13 @@ class Fault(NamedTuple):
 def errno_name(errno: int) -> str:
     """`EINVAL` for 22; a number that has no name stays one."""
     return ERRNO_NAMES.get(errno, str(errno))
+
+
+def error_in(result: int | None) -> str:
+    """The name of the error that a hypercall's result is: `EINVAL` for -22; empty if it is none."""
+    if result is None or not -_ERRNO_MAX <= result < 0:
+        return ""
+    return errno_name(-result)
 
 
 def call_names() -> list[str]:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated import stop as stops
 from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
-from xenlive.machine.emulated.lens.faults import errno_name
+from xenlive.machine.emulated.lens.faults import error_in
 from xenlive.machine.emulated.lens.symbols import name_in_chain
 from xenlive.machine.emulated.processor.paging import NonCanonical, PageFault
 
@@ -71,7 +71,6 @@ _GENERAL_32 = _GENERAL_64[:8]
 _OTHERS = ("rip", "eflags", "cr0", "cr2", "cr3", "cr4", "efer")
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 
-_ERRNO_MAX = 4095
 _FRAMES_MAX = 32
 _FRAMES_SURE = 2  # with fewer names than this the stack is searched
 _SCANNED_BYTES = 2048
@@ -152,11 +151,19 @@ def describe(guest: Guest) -> Report:
     return Report(guest.stop, is_64bit, registers, frames, calls)
 
 
-def name_at(guest: Guest, address: int, when_ns: int) -> str:
-    """What the code at `address` was called at `when_ns`, by the symbols of the guest's kernels."""
+def name_at(guest: Guest, address: int, when_ns: int, *, in_code: bool = False) -> str:
+    """What the code at `address` was called at `when_ns`, by the symbols of the guest's kernels.
+
+    With `in_code` data has no name.
+    """
     chain = guest.chain or [(0, guest.kernel)]
     return name_in_chain(
-        chain, guest.files, address, when_ns, lambda at, size: read_virtual(guest, at, size)
+        chain,
+        guest.files,
+        address,
+        when_ns,
+        lambda at, size: read_virtual(guest, at, size),
+        in_code=in_code,
     )
 
 
@@ -252,7 +259,7 @@ def _guesses(guest: Guest, known: set[int]) -> list[Frame]:
         code = read_virtual(guest, address - _CALL_MAX, _CALL_MAX)
         if address in known or code is None or not _ends_with_call(code):
             continue
-        name = name_at(guest, address, guest.vcpu.clock.now_ns)
+        name = name_at(guest, address, guest.vcpu.clock.now_ns, in_code=True)
         if name:
             found.append(Frame(address, name, is_guess=True))
     return found
@@ -278,8 +285,9 @@ def _call_text(guest: Guest, record: HypercallRecord) -> str:
     rest = record.args[1:3] if "." in name else record.args[:3]
     arguments = ", ".join(f"{value:#x}" for value in rest)
     result = "does not return" if record.result is None else f"= {record.result}"
-    if record.result is not None and -_ERRNO_MAX <= record.result < 0:
-        result += f" {errno_name(-record.result)}"
+    error = error_in(record.result)
+    if error:
+        result += f" {error}"
     when = f"{record.when_ns / 1e6:.6f} ms"
     where = name_at(guest, record.caller, record.when_ns) or f"{record.caller:#x}"
     return f"{when:>16}  {name}({arguments}) {result}  from {where}"

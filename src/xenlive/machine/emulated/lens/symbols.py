@@ -24,6 +24,8 @@ _NAME_MAX = 80
 _REACH_MAX = 64 << 10
 # How much of the code is compared to know whether it is this image's.
 _COMPARED = 16
+# What a section of instructions is marked with.
+_SHF_EXECINSTR = 4
 
 
 class Segment(NamedTuple):
@@ -48,6 +50,7 @@ class Symbols:
 
     def __init__(self, elf: bytes) -> None:
         self._segments: list[Segment] = []
+        self._code: list[range] = []
         found: dict[int, Symbol] = {}
         try:
             self._read(elf, found)
@@ -65,6 +68,10 @@ class Symbols:
                 self._segments.append(
                     Segment(part["p_vaddr"], part["p_paddr"], part["p_memsz"], part.data())
                 )
+        for section in file.iter_sections():
+            if section["sh_flags"] & _SHF_EXECINSTR:
+                start = section["sh_addr"]
+                self._code.append(range(start, start + section["sh_size"]))
         table = file.get_section_by_name(".symtab")
         for symbol in table.iter_symbols() if table is not None else ():
             kind, name = symbol["st_info"]["type"], symbol.name
@@ -86,10 +93,14 @@ class Symbols:
     def __len__(self) -> int:
         return len(self._symbols)
 
-    def find(self, address: int) -> tuple[str, int] | None:
-        """The name that `address` belongs to and the distance from it; virtual or physical."""
+    def find(self, address: int, in_code: bool = False) -> tuple[str, int] | None:
+        """The name that `address` belongs to and the distance from it; virtual or physical.
+
+        With `in_code` only where the file's sections have instructions: segments of small kernels
+        are for all uses at once, and assembly's functions are mere labels.
+        """
         linked = self._linked_at(address)
-        if linked is None:
+        if linked is None or (in_code and not any(linked in code for code in self._code)):
             return None
         place = bisect_right(self._addresses, linked) - 1
         if place < 0:
@@ -142,30 +153,37 @@ def name_in_chain(
     address: int,
     when_ns: int,
     read: Callable[[int, int], bytes | None],
+    *,
+    in_code: bool = False,
 ) -> str:
     """`address` in words as it was at `when_ns`; empty if no kernel has a name for it.
 
     `chain` are the kernels that were entered, each with the time, `files` others that may run. The
     one that is in charge now is asked whether its code is there; of those before nothing is left.
+    With `in_code` only instructions have a name, and data none.
     """
     n_entered = sum(since <= when_ns for since, _ in chain)
     if 0 < n_entered < len(chain):
-        found = symbols_of(chain[n_entered - 1][1]).find(address)
+        found = symbols_of(chain[n_entered - 1][1]).find(address, in_code)
         if found is not None:
             return f"{found[0]}+{found[1]:#x}"
     if chain and symbols_of(chain[-1][1]).has_no_content_at(address):
-        found = symbols_of(chain[-1][1]).find(address)
+        found = symbols_of(chain[-1][1]).find(address, in_code)
         return f"{found[0]}+{found[1]:#x}" if found is not None else ""
     images = [symbols_of(elf) for _, elf in reversed(chain)]
-    return name_address([*images, *(symbols_of(elf) for elf in files)], address, read)
+    images += [symbols_of(elf) for elf in files]
+    return _name_address(images, address, read, in_code)
 
 
-def name_address(
-    images: list[Symbols], address: int, read: Callable[[int, int], bytes | None]
+def _name_address(
+    images: list[Symbols],
+    address: int,
+    read: Callable[[int, int], bytes | None],
+    in_code: bool,
 ) -> str:
     """`address` in words, `console_write+0x1c`; empty if no image has a name for it."""
     for image in images:
-        found = image.find(address)
+        found = image.find(address, in_code)
         if found is not None and image.is_at(address, read):
             return f"{found[0]}+{found[1]:#x}"
     return ""

@@ -1,8 +1,8 @@
 """A trace: what a guest asks, what it is answered, and what that did to pages, grants and events.
 
-      0.003520 ms  memory_op.add_to_physmap domid=self space=shared_info … = 0   from init+0x1c
+      0.003520 ms  memory_op.add_to_physmap domid=self space=shared_info … = 0  from init+0x1c
                      page 0x105: ram -> xen
-      0.004030 ms  event_channel_op.send port=2 = 0   from notify+0x8
+      0.004030 ms  event_channel_op.send port=2 = 0  from notify+0x8
                      event for port 2
 
 What a call caused stands below it; what came by itself (a timer, a back end) stands alone. As JSON
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
 from xenlive.machine.emulated.lens.arguments import arguments
-from xenlive.machine.emulated.lens.faults import errno_name
+from xenlive.machine.emulated.lens.faults import error_in
 from xenlive.machine.emulated.lens.report import name_at, read_virtual
 from xenlive.machine.emulated.processor.delivery import NAMES
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from xenlive.machine.emulated.world import Guest
 
 _HOLE = "hole"
-_ERRNO_MAX = 4095
 _INDENT = 21
 
 
@@ -107,8 +106,9 @@ class Trace:
             ),
             "result": record.result,
         }
-        if record.result is not None and -_ERRNO_MAX <= record.result < 0:
-            said["errno"] = errno_name(-record.result)
+        error = error_in(record.result)
+        if error:
+            said["errno"] = error
         refusal = guest.domain.last_refusal
         if refusal is not None and refusal is not self._refusal:
             said["why"] = refusal.why
@@ -195,13 +195,13 @@ def _hypercall_text(said: dict[str, Any]) -> str:
         result += f" {said['errno']}"
     why = f" ({said['why']})" if said.get("why") else ""
     given = f" {said['arguments']}" if said["arguments"] else ""
-    return f"{said['name']}{given} {result}{why}   from {said['from']}"
+    return f"{said['name']}{given} {result}{why}  from {said['from']}"
 
 
 def _exception_text(said: dict[str, Any]) -> str:
     error = f" error {said['error']:#x}" if "error" in said else ""
     address = f" at {said['address']}" if "address" in said else ""
-    return f"exception {said['name']}{error}{address}   in {said['from']}"
+    return f"exception {said['name']}{error}{address}  in {said['from']}"
 
 
 def _page_text(said: dict[str, Any]) -> str:
@@ -224,7 +224,7 @@ def _handover_text(said: dict[str, Any]) -> str:
 _TEXT: dict[str, Callable[[dict[str, Any]], str]] = {
     "hypercall": _hypercall_text,
     "exception": _exception_text,
-    "interrupt": lambda said: f"interrupt {said['vector']:#x}   in {said['from']}",
+    "interrupt": lambda said: f"interrupt {said['vector']:#x}  in {said['from']}",
     "page": _page_text,
     "grant": _grant_text,
     "event": lambda said: f"event for port {said['port']}",

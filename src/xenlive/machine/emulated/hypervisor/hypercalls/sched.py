@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from xenlive.abi.hypercalls import sched as abi
 from xenlive.abi.hypercalls.xen import XEN_EINVAL, XEN_ENOSPC, XEN_ENOSYS, XEN_EPERM
 from xenlive.errors import HypercallError
+from xenlive.machine.emulated.interface import SECOND_NS
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.hypervisor.hypercalls.caller import Caller
 
 _MAX_POLLED = 128
-_SECOND_NS = 1_000_000_000
 
 # A timer of 2^50 ns and more from now is taken for a mistake: it rings soon.
 _FAR_SHIFT = 50
@@ -100,7 +100,7 @@ def _watchdog(caller: Caller, arg: int) -> int:
     call = "SCHEDOP_watchdog"
     op = caller.read_struct(abi.SCHED_WATCHDOG, arg)
     number, timers = op["id"], caller.domain.timers
-    when_ns = caller.domain.clock.now_ns + op["timeout"] * _SECOND_NS
+    when_ns = caller.domain.clock.now_ns + op["timeout"] * SECOND_NS
     if number == 0:
         new = timers.new_watchdog(when_ns)
         if new is None:
