@@ -18,12 +18,12 @@ from xenlive.cli.boot_store import store_option, world_with_store
 from xenlive.cli.boot_world import Others, world_options
 from xenlive.cli.option_groups import HeadedCommand, options_under
 from xenlive.cli.options import SizeType, json_option
+from xenlive.machine.emulated.interface import SECOND_NS
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.build import Module
     from xenlive.machine.emulated.world import Guest, World
 
-_SECOND_NS = 1_000_000_000
 # A guest that looks busily for keys is no guest that spins, while somebody may press one.
 _SPIN_NEVER = 1 << 62
 # Thirty years, and a number of nanoseconds that fits wherever one is kept.
@@ -146,7 +146,7 @@ def boot_command(
                 guest.boot(image, cmdline, handed)
             others.add_to(world, guest, memory)
         terminal.type_in = guest.console.type
-        until_ns = int(time_limit * _SECOND_NS) if time_limit is not None else None
+        until_ns = int(time_limit * SECOND_NS) if time_limit is not None else None
 
         def is_over() -> bool:
             return others.is_over() or lens.is_stopped()
@@ -175,7 +175,7 @@ def _described(world: World, guest: Guest) -> dict[str, Any]:
     from xenlive.machine.emulated.lens import report
 
     said = report.as_object(report.describe(guest))
-    return said | {"time_s": world.clock.now_ns / _SECOND_NS, "blocks": guest.vcpu.blocks}
+    return said | {"time_s": world.clock.now_ns / SECOND_NS, "blocks": guest.vcpu.blocks}
 
 
 def _stdin() -> int | None:
