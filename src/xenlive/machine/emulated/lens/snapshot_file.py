@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xenlive.errors import ImageError
 from xenlive.machine.emulated.lens.snapshot import GUESTS_MAX, Snapshot
-from xenlive.machine.emulated.processor.engine import VERSION as UNICORN
+from xenlive.machine.emulated.processor.library import VERSION as UNICORN
 from xenlive.machine.emulated.sparse import PIECE_SIZE
 
 if TYPE_CHECKING:
