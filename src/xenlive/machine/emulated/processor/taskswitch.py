@@ -117,9 +117,10 @@ def _task_of(switch: Switch, descriptor: Callable[[int, int], Segment]) -> Segme
 def _put_away(cpu: CpuState, switch: Switch, state: bytearray) -> None:
     """The old task's registers; the upper halves of selectors stay as they are."""
     values = [switch.rip, switch.eflags, *(cpu.reg(name) for name in _GENERAL)]
-    struct.pack_into("<10I", state, 0, *(value & 0xFFFFFFFF for value in values))
+    state[:40] = struct.pack("<10I", *(value & 0xFFFFFFFF for value in values))
     for number, name in enumerate(_SELECTORS):
-        struct.pack_into("<H", state, 40 + 4 * number, cpu.segment(name).selector)
+        at = 40 + 4 * number
+        state[at : at + 2] = struct.pack("<H", cpu.segment(name).selector)
 
 
 def _take_up(cpu: CpuState, task: Segment, incoming: bytes) -> None:
