@@ -146,6 +146,7 @@ def boot_command(
                 guest.boot(image, cmdline, handed)
             others.add_to(world, guest, memory)
         terminal.type_in = guest.console.type
+        terminal.on_signal = world.pause
         until_ns = int(time_limit * SECOND_NS) if time_limit is not None else None
 
         def is_over() -> bool:

@@ -65,6 +65,8 @@ class Terminal(Outside):
         self._signal: int | None = None
         self._is_waiting = False
         self._others: dict[int, Callable[[], object]] = {}
+        #: Called when a signal has come that the next `poll` raises: to let that be soon.
+        self.on_signal: Callable[[], object] = bytes
 
     def __enter__(self) -> Terminal:
         for number in _SIGNALS:
@@ -98,6 +100,7 @@ class Terminal(Outside):
         self._signal = number
         if self._is_waiting:
             self._raise_signal()
+        self.on_signal()
 
     def _raise_signal(self) -> None:
         number, self._signal = self._signal, None
@@ -139,12 +142,12 @@ class Terminal(Outside):
         """Ends what `watch` began."""
         self._others.pop(fd, None)
 
-    def wait_for(self, fd: int) -> None:
-        """Waits until `fd` can be read, however long. Ctrl-C and SIGTERM raise at once."""
+    def wait_for(self, fd: int, to_write: bool = False) -> None:
+        """Waits until `fd` can be read or written, however long. Signals raise at once."""
         self._is_waiting = True
         try:
             self._raise_signal()
-            select.select([fd], [], [])
+            select.select([] if to_write else [fd], [fd] if to_write else [], [])
         finally:
             self._is_waiting = False
 

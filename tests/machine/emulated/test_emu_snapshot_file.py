@@ -216,6 +216,7 @@ def put(state: Any, path: str, value: Any) -> Any:
         ("store.connections", []),
         ("host.events.0", []),
         ("parts", {"more": 1}),
+        ("parts", 1),
     ],
 )
 def test_states_that_lie(world: World, path: str, value: Any) -> None:

@@ -46,6 +46,13 @@ _NOTES_MAX = 64
 _FILE_MAX_BYTES = 256 << 20
 # Code that never comes to an entry does not make memory be searched over and over.
 _SEARCHES_MAX = 64
+# A guest may fill its memory with what begins as a file does.
+_LOOKED_AT_MAX = 4096
+# What is kept of files that were found, in a chain without end, too; and of how many kernels of it.
+_FOUND_MAX_BYTES = 512 << 20
+_CHAIN_FILES_MAX = 32
+_FOUND_MAX = 512
+_FOUND = "a kernel in memory"
 _COMPARED = 64
 
 
@@ -94,7 +101,7 @@ class Entries:
         self.next_n = max(len(guest.chain), 1) if guest.vcpu.blocks else 0
         self._left: Left | None = None
         self._stored: Known | None = None
-        #: All entries so far.
+        #: The last entries.
         self.entries: list[Entry] = []
         #: Called when a kernel leaves, and when one is at its entry, before it does anything.
         self.on_left: list[Callable[[Left], object]] = []
@@ -156,10 +163,23 @@ class Entries:
         """Kernels in the guest's memory: whole files, then notes."""
         for image, elf in _files_in(self._guest.domain.space):
             if not any(other.elf.startswith(elf) for other in self._known.get(image.entry, ())):
-                self._add(image.entry, Known("a kernel in memory", elf, image))
+                self._make_room(len(elf))
+                self._add(image.entry, Known(_FOUND, elf, image))
         for entry in _notes_in(self._guest.domain.space):
             if entry not in self._known:
-                self._known[entry] = [Known("a kernel in memory", b"", None)]
+                self._make_room(0)
+                self._known[entry] = [Known(_FOUND, b"", None)]
+
+    def _make_room(self, size: int) -> None:
+        """Forgets all kernels that were found, if there were too many."""
+        found = [known for others in self._known.values() for known in others if _is_found(known)]
+        held = sum(len(known.elf) for known in found) + size
+        if held <= _FOUND_MAX_BYTES and len(found) < _FOUND_MAX:
+            return
+        for entry, others in list(self._known.items()):
+            others[:] = [known for known in others if not _is_found(known)]
+            if not others:
+                del self._known[entry]
 
     def arm(self) -> None:
         """Sets the breakpoints that are missing, if paging is off."""
@@ -198,8 +218,17 @@ class Entries:
         if entry.n:
             self._guest.kernel = known.elf
             self._guest.chain.append((now_ns, known.elf))
+            self._forget_files()
         for heard in self.on_entry:
             heard(entry)
+
+    def _forget_files(self) -> None:
+        """Of kernels long before, when they ran is kept, and the file is not."""
+        chain = self._guest.chain
+        if len(chain) > _CHAIN_FILES_MAX:
+            old = len(chain) - _CHAIN_FILES_MAX - 1
+            chain[old] = (chain[old][0], b"")
+            self.entries[:] = self.entries[-_CHAIN_FILES_MAX:]
 
     def _which(self, address: int) -> Known:
         space, candidates = self._guest.domain.space, self._known[address]
@@ -210,6 +239,10 @@ class Entries:
             if known.image is not None and _is_at_entry(known, space):
                 return known
         return Known("a kernel that is not known", b"", None)
+
+
+def _is_found(known: Known) -> bool:
+    return known.name == _FOUND
 
 
 def _is_whole(known: Known, space: Space) -> bool:
@@ -234,11 +267,12 @@ def _is_at_entry(known: Known, space: Space) -> bool:
 
 def _files_in(space: Space) -> Iterator[tuple[KernelImage, bytes]]:
     """PVH kernels whose files lie in a row in memory, and how they analyse."""
-    found = 0
+    found = looked_at = 0
     for _, piece in used_ram(space):
         data = bytes(piece)
         at = data.find(_ELF_MAGIC)
-        while at >= 0 and found < _FILES_MAX:
+        while at >= 0 and found < _FILES_MAX and looked_at < _LOOKED_AT_MAX:
+            looked_at += 1
             rest = memoryview(data)[at : at + _FILE_MAX_BYTES]
             try:
                 image = analyse_kernel(rest)

@@ -39,8 +39,8 @@ class Around(Protocol):
     def unwatch(self, fd: int) -> None:
         """Ends that."""
 
-    def wait_for(self, fd: int) -> None:
-        """Waits until `fd` can be read."""
+    def wait_for(self, fd: int, to_write: bool = False) -> None:
+        """Waits until `fd` can be read, or written."""
 
 
 class GdbServer:
@@ -119,12 +119,14 @@ class GdbServer:
             self._drop()
 
     def _say(self, data: bytes) -> None:
-        if self._socket is None or not data:
-            return
-        try:
-            self._socket.sendall(data)
-        except OSError:
-            self._drop()
+        # A debugger that takes no answers makes the guest wait, but not who ends the run.
+        while self._socket is not None and data:
+            try:
+                data = data[self._socket.send(data, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._around.wait_for(self._socket.fileno(), to_write=True)
+            except OSError:
+                self._drop()
 
     def _on_stop(self, stop: Stop) -> None:
         if self._stub is not None:

@@ -229,8 +229,8 @@ def restore_world(
     domains = {0: world.host} | {guest.domain.domid: guest.domain for guest in guests}
     names = Names(domains, {guest.domain.domid: guest.vcpu for guest in guests})
     loaded = _Loaded(snapshot, heads, guests, Place("snapshot", names))
-    if state["parts"].keys() != world.parts.keys() or type(state["parts"]) is not dict:
-        raise at.down("parts").fail("what this world has", list(state["parts"]))
+    if type(state["parts"]) is not dict or state["parts"].keys() != world.parts.keys():
+        raise at.down("parts").fail("what this world has", state["parts"])
     loaded.put_into(world)
 
 
