@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from machine.emulated.guests import Guest
+import pytest
+from machine.emulated.guests import Guest, World
 
 from xenlive.abi.grant_table import (
     GTF_permit_access,
@@ -19,6 +21,23 @@ GRANT = "grant_table_op"
 HOLE = 0x2000_0000
 PAGE_GFN = 0x100
 REF = 8
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World(3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ours(world: World) -> Guest:
+    return world.guests[0]
+
+
+@pytest.fixture
+def theirs(world: World) -> Guest:
+    return world.guests[1]
 
 
 def words(guest: Guest, ref: int) -> memoryview:

@@ -5,8 +5,6 @@ Each test names the function of `xen/common/grant_table.c` (or another file) it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from machine.emulated.grantcalls import (
     GRANT,
@@ -17,8 +15,11 @@ from machine.emulated.grantcalls import (
     flags_of,
     grant,
     map_ref,
+    ours,
+    theirs,
     unmap,
     words,
+    world,
 )
 from machine.emulated.guests import ARG, Guest, World
 
@@ -41,22 +42,7 @@ from xenlive.abi.hypercalls.xen import (
 from xenlive.machine.emulated.hypervisor.grants import GrantError
 from xenlive.machine.emulated.stop import GuestStop
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(3)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def ours(world: World) -> Guest:
-    return world.guests[0]
-
-
-@pytest.fixture
-def theirs(world: World) -> Guest:
-    return world.guests[1]
+__all__ = ["ours", "theirs", "world"]
 
 
 def test_a_page_is_shared(ours: Guest, theirs: Guest) -> None:

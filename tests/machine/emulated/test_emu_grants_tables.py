@@ -5,8 +5,6 @@ Each test names the function of `xen/common/grant_table.c` (Xen 4.17) it was rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from machine.emulated.grantcalls import (
     FROM_REF,
@@ -18,10 +16,13 @@ from machine.emulated.grantcalls import (
     flags_of,
     grant,
     map_ref,
+    ours,
     set_version,
+    theirs,
     unmap,
     v2,
     words,
+    world,
 )
 from machine.emulated.guests import ARG, BAD, Guest, World
 
@@ -46,23 +47,7 @@ from xenlive.abi.hypercalls.xen import (
     XEN_ESRCH,
 )
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(3)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def ours(world: World) -> Guest:
-    return world.guests[0]
-
-
-@pytest.fixture
-def theirs(world: World) -> Guest:
-    return world.guests[1]
-
+__all__ = ["ours", "theirs", "world"]
 
 # ---- sizes and versions --------------------------------------------------------------------------
 
