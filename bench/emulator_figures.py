@@ -19,19 +19,18 @@ import os
 import platform
 import select
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
+from figures import Figure, as_objects, table_of  # noqa: E402
 from kernels.building import build_kernel  # noqa: E402
 from kernels.debian import packages  # noqa: E402
 from kernels.debian.initrd import PROMPT, build_initrd  # noqa: E402
@@ -69,20 +68,6 @@ MIXED = small_guests.kernel(
 """
 )
 MIXED_INSTRUCTIONS = 7 * 6_000_000
-
-
-@dataclass
-class Figure:
-    """One line of the result: what it is of, its unit, and what each round gave."""
-
-    name: str
-    unit: str
-    rounds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """What counts."""
-        return statistics.median(self.rounds)
 
 
 class Unmeasured(Exception):
@@ -288,25 +273,7 @@ def measure(
 def draw(figures: list[Figure], missing: Sequence[str] = ()) -> Table:
     """The result for people."""
     caption = f"Not measured, missing: {', '.join(missing)}" if missing else None
-    table = Table(title="The emulated machine", title_justify="left", caption=caption)
-    table.add_column("what")
-    table.add_column("unit")
-    table.add_column("median", justify="right")
-    table.add_column("lowest", justify="right")
-    table.add_column("highest", justify="right")
-    for figure in figures:
-        numbers = (figure.median, min(figure.rounds), max(figure.rounds))
-        table.add_row(figure.name, figure.unit, *map(_short, numbers))
-    return table
-
-
-def _short(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def as_objects(figures: list[Figure]) -> list[dict[str, object]]:
-    """The result for JSON."""
-    return [{**asdict(figure), "median": figure.median} for figure in figures]
+    return table_of("The emulated machine", figures, caption)
 
 
 def main() -> int:

@@ -18,15 +18,14 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
+from figures import Figure, as_objects, table_of
 from rich.console import Console
 from rich.table import Table
 
@@ -46,20 +45,6 @@ GIB = 1 << 30
 MIB = 1 << 20
 READ_BYTES = 1 << 20
 _ROOM_PAGES = 256  # below a module, to grow into
-
-
-@dataclass
-class Figure:
-    """One line of the result: what it is of, its unit, and what each round gave."""
-
-    name: str
-    unit: str
-    rounds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """What counts."""
-        return statistics.median(self.rounds)
 
 
 class World:
@@ -283,25 +268,7 @@ def _in_memory() -> str | None:
 
 def draw(figures: list[Figure]) -> Table:
     """The result for people."""
-    table = Table(title="The kexec module", title_justify="left")
-    table.add_column("what")
-    table.add_column("unit")
-    table.add_column("median", justify="right")
-    table.add_column("lowest", justify="right")
-    table.add_column("highest", justify="right")
-    for figure in figures:
-        numbers = (figure.median, min(figure.rounds), max(figure.rounds))
-        table.add_row(figure.name, figure.unit, *map(_short, numbers))
-    return table
-
-
-def _short(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def as_objects(figures: list[Figure]) -> list[dict[str, object]]:
-    """The result for JSON."""
-    return [{**asdict(figure), "median": figure.median} for figure in figures]
+    return table_of("The kexec module", figures)
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 import emulator_figures  # noqa: E402
 import kexec_figures  # noqa: E402
+from figures import as_objects  # noqa: E402
 from measure import NODES, Bench, BenchError, Workload  # noqa: E402
 from peer.tools import build_xsbench, missing_peers  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -228,8 +229,8 @@ def main() -> int:
             "python": platform.python_version(),
             "rounds": rounds,
             "rows": [asdict(row) for row in run.rows],
-            "kexec_module": kexec_figures.as_objects(figures),
-            "emulated_machine": emulator_figures.as_objects(emulator[0]),
+            "kexec_module": as_objects(figures),
+            "emulated_machine": as_objects(emulator[0]),
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
