@@ -9,8 +9,12 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/xenlive demo
 
+# Tests beside each other, a process a processor; who is done takes over from the others. Single
+# tests are for `python -m pytest FILE`. Many of them start interpreters: what these compile is kept.
+JOBS ?= auto
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 # What needs no run of the whole: form, types, and the rules that the repository holds itself to.
 check: $(VENV)/.ready

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -86,14 +85,19 @@ def test_among_descriptors_the_one_named_as_ram(ram: int) -> None:
 
 
 def test_among_others_the_largest() -> None:
-    """As an emulator has its guest's memory in a memfd, besides smaller ones."""
-    gc.collect()  # the memory of guests that other tests ran here
+    """As an emulator has its guest's memory in a memfd, besides smaller ones.
+
+    In a process of its own: this one may have guests that other tests keep.
+    """
     fds = [os.memfd_create(f"memory-{number}") for number in range(3)]
     try:
         for fd, size in zip(fds, (1, 3, 2), strict=True):
             os.ftruncate(fd, size * MIB)
-        with Image(folder_of(os.getpid())) as image:
-            assert image.path.name == str(fds[1])
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=fds) as emulator:
+            with Image(folder_of(emulator.pid)) as image:
+                assert image.path.name == str(fds[1])
+            assert emulator.stdin is not None
+            emulator.stdin.close()
     finally:
         for fd in fds:
             os.close(fd)
