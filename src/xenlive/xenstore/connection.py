@@ -146,6 +146,15 @@ class Connection:
         partial = boundary - self.head_sent if rest else 0
         return rest + b"".join(self.out), partial
 
+    def restore_output(
+        self, out: list[bytes], events: set[bytes], noted: bool, head: bytes, head_sent: int
+    ) -> None:
+        """Puts back all output message by message, as these attributes told of it."""
+        self.out, self.events, self.noted = out, events, noted
+        self.head, self.head_sent = head, head_sent
+        self.head_partial = self._counted = self._counted_bytes = 0
+        self.touched = False
+
     def restore_unsent(self, data: bytes, partial: int) -> None:
         """Puts back what `unsent` gave."""
         self.head = data

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 _MISSING = -1
 
-_PUT_VALUE, _PUT_PERMS, _CREATE, _REMOVE = range(4)
+#: What a change of the log does.
+PUT_VALUE, PUT_PERMS, CREATE, REMOVE = range(4)
 
 
-class _Change:
+class Change:
     """One entry of the log; a later value or permissions replace those of an earlier entry."""
 
     __slots__ = ("kind", "path", "perms", "value")
@@ -79,7 +80,7 @@ class TxNode(Node):
         self.removed: set[bytes] | None = None
         self.event_here = False
         self.event_below = False
-        self.value_change: _Change | None = None
+        self.value_change: Change | None = None
 
     def paths(self) -> Iterable[bytes]:
         kept: Iterable[bytes] = self.base_children or ()
@@ -123,15 +124,25 @@ class TxNode(Node):
 
 
 class Transaction:
-    """One open transaction; it has the store's own `find`, `put_…`, `create` and `remove`."""
+    """One open transaction; it has the store's own `find`, `put_…`, `create` and `remove`.
 
-    __slots__ = ("_log", "_store", "nodes")
+    `log` is what `commit` will do, in order; `nodes` what was looked at.
+    """
+
+    __slots__ = ("_store", "log", "nodes")
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._log: list[_Change] = []
+        self.log: list[Change] = []
         self.nodes: dict[bytes, TxNode] = {}
         store.generation += 1
+
+    @classmethod
+    def restore(cls, store: Store, nodes: dict[bytes, TxNode], log: list[Change]) -> Transaction:
+        """One that was open before: the children of its nodes are pinned in `store` again."""
+        restored = cls.__new__(cls)
+        restored._store, restored.nodes, restored.log = store, nodes, log
+        return restored
 
     def find(self, path: bytes) -> TxNode | None:
         """The node at `path` in this view; from now on it must not change outside."""
@@ -144,8 +155,8 @@ class Transaction:
         seen.value = value
         self._touch(seen)
         if seen.value_change is None:
-            seen.value_change = _Change(_PUT_VALUE, path)
-            self._log.append(seen.value_change)
+            seen.value_change = Change(PUT_VALUE, path)
+            self.log.append(seen.value_change)
         seen.value_change.value = value
 
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
@@ -153,10 +164,10 @@ class Transaction:
         seen = self.nodes[path]
         seen.perms = node_perms
         self._touch(seen)
-        last = self._log[-1] if self._log else None
-        if last is None or last.kind != _PUT_PERMS or last.path != path:
-            last = _Change(_PUT_PERMS, path)
-            self._log.append(last)
+        last = self.log[-1] if self.log else None
+        if last is None or last.kind != PUT_PERMS or last.path != path:
+            last = Change(PUT_PERMS, path)
+            self.log.append(last)
         last.perms = node_perms
 
     def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
@@ -167,8 +178,8 @@ class Transaction:
         self._touch(parent)
         node.start_over(value, node_perms)
         self._touch(node)
-        node.value_change = _Change(_CREATE, path, value, node_perms)
-        self._log.append(node.value_change)
+        node.value_change = Change(CREATE, path, value, node_perms)
+        self.log.append(node.value_change)
         return node
 
     def remove(self, path: bytes) -> None:
@@ -188,7 +199,7 @@ class Transaction:
             self.note_event(each, below=each == path)
         parent.unlink(path)
         self._touch(parent)
-        self._log.append(_Change(_REMOVE, path))
+        self.log.append(Change(REMOVE, path))
 
     def note_event(self, path: bytes, *, below: bool) -> None:
         """Says that a change at `path` is to be told when this is committed.
@@ -216,16 +227,16 @@ class Transaction:
         """
         self.end()
         store = self._store
-        for change in self._log:
-            if change.kind == _CREATE:
+        for change in self.log:
+            if change.kind == CREATE:
                 store.create(change.path, change.value, change.perms)
-            elif change.kind == _REMOVE:
+            elif change.kind == REMOVE:
                 store.remove(change.path)
             else:
                 node = store.find(change.path)
                 if node is None:
                     raise RuntimeError(f"the log of a transaction misses {change.path!r}")
-                if change.kind == _PUT_VALUE:
+                if change.kind == PUT_VALUE:
                     store.put_value(change.path, node, change.value)
                 else:
                     store.put_perms(change.path, node, change.perms)

@@ -41,20 +41,23 @@ class Watch:
 
 
 class Watches:
-    """All watches of a server, by path; `touched` lists connections that got events."""
+    """All watches of a server, by path; `touched` lists connections that got events.
 
-    __slots__ = ("_set", "by_path", "count", "touched")
+    `n_set` is how many were set so far, and so the `order` of the last one.
+    """
+
+    __slots__ = ("by_path", "count", "n_set", "touched")
 
     def __init__(self) -> None:
         self.by_path: dict[bytes, dict[Watch, None]] = {}
         self.count = 0
         self.touched: list[Connection] = []
-        self._set = 0
+        self.n_set = 0
 
     def add(self, watch: Watch) -> None:
         """Sets a watch that its connection doesn't have yet."""
-        self._set += 1
-        watch.order = self._set
+        self.n_set += 1
+        watch.order = self.n_set
         self.count += 1
         self.by_path.setdefault(watch.path, {})[watch] = None
         watch.conn.watches[watch.path, watch.token] = watch

@@ -231,9 +231,9 @@ def test_the_last_vcpu_down(guest: Guest) -> None:
 
 def test_nmis(guest: Guest) -> None:
     assert guest.call(VCPU, vcpu.VCPUOP_send_nmi, 0, ARG) == -XEN_EINVAL
-    assert not guest.domain.nmi_pending
+    assert not guest.domain.vcpu.nmi_pending
     assert guest.call(VCPU, vcpu.VCPUOP_send_nmi, 0, 0) == 0
-    assert guest.domain.nmi_pending
+    assert guest.domain.vcpu.nmi_pending
 
 
 def test_a_timer_of_the_vcpu(guest: Guest) -> None:

@@ -42,6 +42,7 @@ from xenlive.machine.emulated.hypervisor.hypercalls.caller import Caller, TooMuc
 from xenlive.machine.emulated.hypervisor.hypercalls.table import serve
 from xenlive.machine.emulated.hypervisor.sharedinfo import VCPU_INFO_SIZE, SharedInfo
 from xenlive.machine.emulated.hypervisor.timers import PERIODIC, POLL, SINGLESHOT, Timers
+from xenlive.machine.emulated.hypervisor.vcpurecord import VcpuRecord
 from xenlive.machine.emulated.interface import Hypervisor
 from xenlive.machine.emulated.space import Space
 from xenlive.machine.emulated.stop import SHUTDOWN, SPIN, GuestStop
@@ -61,11 +62,11 @@ BOOT_S = 1_700_000_000
 
 # What of a domain is a value, and goes into a snapshot as it is.
 _PLAIN = (
-    *("has_console_io", "vm_assist", "last_refusal", "is_shut_down", "why", "nmi_pending"),
-    *("_vector", "_own_vector", "_announced", "_polled", "_processor", "_shutdown_code"),
-    "runstate_changed",
-    *("_blocked_since_ns", "_blocked_total_ns", "_vcpu_info_frame"),
+    *("has_console_io", "vm_assist", "last_refusal"),
+    *("shutdown_code", "is_shut_down", "why"),
 )
+# What is an object of its own, and goes along as a copy.
+_COPIED = ("vcpu", "timers", "params")
 
 
 class Domain(Hypervisor):
@@ -104,25 +105,14 @@ class Domain(Hypervisor):
         self.last_refusal: HypercallError | None = None
         #: Asked before each hypercall: an errno to fail with (somebody tries the guest), or 0.
         self.refuse: Callable[[int, tuple[int, ...]], int] | None = None
-        self._reset_vcpu()
-        self._shutdown_code: int | None = None
+        self.vcpu = VcpuRecord()
+        #: What a shutdown will say, as a SHUTDOWN_ number, if that was set or it happened.
+        self.shutdown_code: int | None = None
         self.is_shut_down = False
         self.why = ""
         peers[domid] = self
         if domid != HOST_DOMID:
             self.update_time()
-
-    def _reset_vcpu(self) -> None:
-        self._vector = 0
-        self._own_vector = 0
-        self._announced = False
-        self.nmi_pending = False
-        self._polled: int | None = None
-        self._processor: Processor | None = None
-        self._blocked_since_ns: int | None = None
-        self._blocked_total_ns = 0
-        self._vcpu_info_frame: MachineFrame | None = None
-        self.runstate_changed: Callable[[], None] | None = None
 
     @classmethod
     def host(cls, peers: dict[int, Domain], clock: Clock) -> Domain:
@@ -194,17 +184,17 @@ class Domain(Hypervisor):
         return self.shared.upcall_pending
 
     def callback_vector(self) -> int:
-        return self._vector
+        return self.vcpu.vector
 
     def upcall_vector(self) -> int:
-        return self._own_vector
+        return self.vcpu.own_vector
 
     def take_upcall(self) -> bool:
-        is_new, self._announced = self._announced, False
+        is_new, self.vcpu.announced = self.vcpu.announced, False
         return is_new
 
     def take_nmi(self) -> bool:
-        is_new, self.nmi_pending = self.nmi_pending, False
+        is_new, self.vcpu.nmi_pending = self.vcpu.nmi_pending, False
         return is_new
 
     def timer_deadline_ns(self) -> int | None:
@@ -235,60 +225,60 @@ class Domain(Hypervisor):
 
     def _stop_if_shut_down(self) -> None:
         if self.is_shut_down:
-            raise GuestStop(SHUTDOWN, self.why, self._shutdown_code or 0)
+            raise GuestStop(SHUTDOWN, self.why, self.shutdown_code or 0)
 
     # ---- events and interrupts -----------------------------------------------------------
 
     def set_callback_via(self, via: int) -> None:
         """How events become interrupts (`hvm_set_callback_via`): by vector, or nothing changes."""
         if via >> 56 == HVM_PARAM_CALLBACK_TYPE_VECTOR:
-            self._vector = via & 0xFF
-            self._announced = True
+            self.vcpu.vector = via & 0xFF
+            self.vcpu.announced = True
 
     def set_upcall_vector(self, vector: int) -> None:
         """Events come as this vector, the vcpu's own (`hvmop_set_evtchn_upcall_vector`)."""
-        self._own_vector = vector
-        self._announced = True
+        self.vcpu.own_vector = vector
+        self.vcpu.announced = True
 
     def _on_upcall(self) -> None:
-        self._announced = True
-        if self._polled is not None or self._blocked_since_ns is not None:
+        self.vcpu.announced = True
+        if self.vcpu.polled is not None or self.vcpu.blocked_since_ns is not None:
             self.wake()
 
     def _on_event(self, port: int) -> None:
         # Whoever polls several ports wakes for any.
-        if self._polled is not None and self._polled in (0, port):
+        if self.vcpu.polled is not None and self.vcpu.polled in (0, port):
             self.wake()
 
     # ---- waiting -------------------------------------------------------------------------
 
     def block(self, processor: Processor, polled: int | None = None) -> None:
         """The vcpu waits for an event (`vcpu_block`), or for port `polled` (0: for any port)."""
-        self._processor = processor
-        self._polled = polled
-        self._blocked_since_ns = self.clock.now_ns
+        self.vcpu.processor = processor
+        self.vcpu.polled = polled
+        self.vcpu.blocked_since_ns = self.clock.now_ns
         processor.block()
 
     def wake(self) -> None:
         """The vcpu goes on (`vcpu_unblock`)."""
         self._unblocked()
-        if self._processor is not None:
-            self._processor.wake()
+        if self.vcpu.processor is not None:
+            self.vcpu.processor.wake()
 
     def _unblocked(self) -> None:
         """Whatever it waited for, the vcpu runs."""
-        self._polled = None
+        self.vcpu.polled = None
         self.timers.poll_ns = None
-        if self._blocked_since_ns is not None:
-            self._blocked_total_ns += self.clock.now_ns - self._blocked_since_ns
-            self._blocked_since_ns = None
-            if self.runstate_changed is not None:
-                self.runstate_changed()
+        if self.vcpu.blocked_since_ns is not None:
+            self.vcpu.blocked_total_ns += self.clock.now_ns - self.vcpu.blocked_since_ns
+            self.vcpu.blocked_since_ns = None
+            if self.vcpu.runstate_changed is not None:
+                self.vcpu.runstate_changed()
 
     def runstate(self) -> tuple[int, int, list[int]]:
         """State, since when, and nanoseconds spent in each of the four; HLT counts as running."""
         now = self.clock.now_ns
-        blocked = self._blocked_total_ns
+        blocked = self.vcpu.blocked_total_ns
         return RUNSTATE_running, now, [now - blocked, 0, blocked, 0]
 
     # ---- time ----------------------------------------------------------------------------
@@ -311,13 +301,13 @@ class Domain(Hypervisor):
         align = 4 if self.shared.is_32bit else 8
         if offset > PAGE_SIZE - VCPU_INFO_SIZE or offset % align:
             raise HypercallError(call, XEN_ENXIO, f"offset {offset:#x}")
-        if self._vcpu_info_frame is not None:
+        if self.vcpu.info_frame is not None:
             raise HypercallError(call, XEN_EINVAL, "it was moved before")
         mapping = self.space.lookup(gfn)
         if mapping is None or mapping.is_foreign:
             raise HypercallError(call, XEN_EINVAL, f"frame {gfn:#x}")
         self.space.hold(mapping.frame)
-        self._vcpu_info_frame = mapping.frame
+        self.vcpu.info_frame = mapping.frame
         self.shared.move_vcpu_info(mapping.frame.view[offset : offset + VCPU_INFO_SIZE])
 
     # ---- event queues --------------------------------------------------------------------
@@ -362,12 +352,12 @@ class Domain(Hypervisor):
     @property
     def shutdown_reason(self) -> int | None:
         """Why it stopped, as a SHUTDOWN_ number; None while it runs."""
-        return self._shutdown_code if self.is_shut_down else None
+        return self.shutdown_code if self.is_shut_down else None
 
     def set_shutdown_code(self, reason: int) -> None:
         """What a later shutdown will say, whatever it says itself (`SCHEDOP_shutdown_code`)."""
-        if self._shutdown_code is None:
-            self._shutdown_code = reason
+        if self.shutdown_code is None:
+            self.shutdown_code = reason
 
     def shut_down(self, reason: int, why: str = "") -> None:
         """Stops the domain (`domain_shutdown`); the first reason counts."""
@@ -388,12 +378,12 @@ class Domain(Hypervisor):
     def forget_kernel(self) -> None:
         """The kernel is gone, and another one comes: mappings, timers and vcpu begin anew."""
         self.mappings.release_all()
-        if self._vcpu_info_frame is not None:
+        if self.vcpu.info_frame is not None:
             self.shared.reset_vcpu_info()
-            self.space.let_go(self._vcpu_info_frame)
+            self.space.let_go(self.vcpu.info_frame)
         self.timers = Timers()
-        self._reset_vcpu()
-        self._shutdown_code = None
+        self.vcpu = VcpuRecord()
+        self.shutdown_code = None
         self.is_shut_down = False
 
     def save(self, with_memory: bool = True) -> tuple[object, ...]:
@@ -401,7 +391,7 @@ class Domain(Hypervisor):
         parts = (self.events, self.grants, self.mappings, self.shared, self.queues)
         values = {name: getattr(self, name) for name in _PLAIN}
         values.update(e820=list(self.e820), console_io=bytearray(self.console_io))
-        values.update(timers=self.timers.copy(), params=self.params.copy())
+        values.update({name: getattr(self, name).copy() for name in _COPIED})
         return (self.space.save(with_memory), *(part.save() for part in parts), values)
 
     def restore(self, state: tuple[object, ...]) -> None:
@@ -421,7 +411,8 @@ class Domain(Hypervisor):
         for name, value in values.items():  # type: ignore[attr-defined]
             setattr(self, name, value)
         self.e820, self.console_io = list(self.e820), bytearray(self.console_io)
-        self.timers, self.params = self.timers.copy(), self.params.copy()
+        for name in _COPIED:
+            setattr(self, name, getattr(self, name).copy())
 
     def destroy(self) -> None:
         """Takes the domain out of the world: its ports, its mappings, its name."""

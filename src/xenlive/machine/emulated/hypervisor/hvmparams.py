@@ -54,23 +54,23 @@ _TSS_BYTES_MAX = _TSS_BYTES + 0x100 // 8 + 0x10000 // 8 + 1
 
 
 class HvmParams:
-    """The parameters of one domain; all are 0 at first."""
+    """The parameters of one domain: `values` by index, 0 for those that nobody set."""
 
     def __init__(self) -> None:
-        self._values: dict[int, int] = {}
+        self.values: dict[int, int] = {}
 
     def give(self, index: int, value: int) -> None:
         """Sets a parameter as the toolstack does."""
-        self._values[index] = value
+        self.values[index] = value
 
     def peek(self, index: int) -> int:
         """A parameter's value, whoever may read it."""
-        return self._values.get(index, 0)
+        return self.values.get(index, 0)
 
     def copy(self) -> HvmParams:
         """The same parameters with the same values."""
         other = HvmParams()
-        other._values = dict(self._values)
+        other.values = dict(self.values)
         return other
 
     def get(self, index: int) -> int:
@@ -97,7 +97,7 @@ class HvmParams:
             if value >> 32 < _TSS_BYTES:
                 raise DomainCrash(f"a task state segment of {value >> 32} bytes")
             value = value & 0xFFFFFFFF | min(value >> 32, _TSS_BYTES_MAX) << 32
-        self._values[index] = value
+        self.values[index] = value
 
 
 def _validate_index(call: str, index: int, allowed: frozenset[int]) -> None:

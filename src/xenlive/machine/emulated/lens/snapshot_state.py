@@ -35,6 +35,7 @@ from xenlive.machine.emulated.hypervisor.grants import MAX_FRAMES, MAX_STATUS_FR
 from xenlive.machine.emulated.hypervisor.hvmparams import HvmParams
 from xenlive.machine.emulated.hypervisor.hypercalls.vcpu import RunstateArea, TimeArea
 from xenlive.machine.emulated.hypervisor.timers import N_WATCHDOGS, Timers
+from xenlive.machine.emulated.hypervisor.vcpurecord import VcpuRecord
 from xenlive.machine.emulated.lens.snapshot_cpu import ProcessorState
 from xenlive.machine.emulated.lens.snapshot_forms import (
     Choice,
@@ -165,11 +166,24 @@ TIMERS = Record(
     Timers,
     singleshot_ns=Maybe(U64),
     poll_ns=Maybe(U64),
-    _periodic_ns=Maybe(U64),
-    _period_ns=U64,
-    _watchdogs=Table(Whole(1, N_WATCHDOGS), U64, N_WATCHDOGS),
+    periodic_ns=Maybe(U64),
+    period_ns=U64,
+    watchdogs=Table(Whole(1, N_WATCHDOGS), U64, N_WATCHDOGS),
 )
-PARAMS = Record(HvmParams, _values=Table(U16, U64, 64))
+VCPU_RECORD = Record(
+    VcpuRecord,
+    vector=U8,
+    own_vector=U8,
+    announced=Flag(),
+    nmi_pending=Flag(),
+    polled=Maybe(PORT),
+    processor=Maybe(Processor()),
+    blocked_since_ns=Maybe(TIME),
+    blocked_total_ns=TIME,
+    info_frame=Maybe(Frame()),
+    runstate_changed=Maybe(Area(RunstateArea)),
+)
+PARAMS = Record(HvmParams, values=Table(U16, U64, 64))
 
 
 class Shared(Form):
@@ -220,19 +234,10 @@ VALUES = Fields(
     last_refusal=Plain(),
     is_shut_down=Flag(),
     why=Text(1000),
-    nmi_pending=Flag(),
-    _vector=U8,
-    _own_vector=U8,
-    _announced=Flag(),
-    _polled=Maybe(PORT),
-    _processor=Maybe(Processor()),
-    _shutdown_code=Maybe(U8),
-    runstate_changed=Maybe(Area(RunstateArea)),
-    _blocked_since_ns=Maybe(TIME),
-    _blocked_total_ns=TIME,
-    _vcpu_info_frame=Maybe(Frame()),
+    shutdown_code=Maybe(U8),
     e820=Listed(Row(U64, U64, U32), 128, list),
     console_io=Data(16 * MEBI, kind=bytearray),
+    vcpu=VCPU_RECORD,
     timers=TIMERS,
     params=PARAMS,
 )
@@ -294,7 +299,7 @@ def validate_together(
                 pins[entry.table.domid, entry.ref, False] += entry.writers
         for one in mapped.values():
             pins[one.table.domid, one.ref, one.readonly] += 1
-        own = [values["_vcpu_info_frame"]]
+        own = [values["vcpu"].info_frame]
         if queues is not None:
             own += [queues.control, *queues.pages]
         held.update((frame.home.domid, frame.index) for frame in own if frame is not None)
@@ -401,8 +406,8 @@ def _validate_mappings(state: Any, at: Place) -> None:
 
 
 def _validate_values(domain: Domain, values: dict[str, Any], at: Place) -> None:
-    timers, frame = values["timers"], values["_vcpu_info_frame"]
-    if timers._periodic_ns is not None and not timers._period_ns:
+    timers, frame = values["timers"], values["vcpu"].info_frame
+    if timers.periodic_ns is not None and not timers.period_ns:
         raise at.down("timers").fail("a period", 0)
     if frame is not None and frame.home is not domain.space:
-        raise at.down("_vcpu_info_frame").fail("a page of the domain's own", frame.home.domid)
+        raise at.down("vcpu.info_frame").fail("a page of the domain's own", frame.home.domid)

@@ -32,7 +32,7 @@ from xenlive.machine.emulated.lens.snapshot_forms import (
 from xenlive.xenstore import perms
 from xenlive.xenstore.paths import canonical, parent_of
 from xenlive.xenstore.store import Node, Store
-from xenlive.xenstore.transaction import Transaction, TxNode, _Change
+from xenlive.xenstore.transaction import CREATE, PUT_PERMS, REMOVE, Change, Transaction, TxNode
 from xenlive.xenstore.watches import Watch, Watches
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ _COUNT = Whole(0, (1 << 62) - 1)
 _DOMID, _U32 = Whole(0, 0xFFFF), Whole(0, (1 << 32) - 1)
 _PATH, _VALUE = Data(XENSTORE_ABS_PATH_MAX), Data(XENSTORE_PAYLOAD_MAX)
 _MISSING = Whole(-1, (1 << 62) - 1)
-_CREATE, _REMOVE = 2, 3
 
 
 class Perms(Form):
@@ -63,7 +62,7 @@ class Perms(Form):
 
 
 _NODE = Row(_PATH, _VALUE, Perms(), _COUNT)
-_CHANGE = Row(Whole(0, 3), _PATH, _VALUE, Maybe(Perms()))
+_CHANGE = Row(Whole(0, REMOVE), _PATH, _VALUE, Maybe(Perms()))
 _TX_NODE = Fields(
     seen=_MISSING,
     generation=_MISSING,
@@ -122,7 +121,7 @@ def save_store(world: World) -> Any:
             "introduced": server.introduced,
             "nodes": _node_rows(store, store.nodes),
             "special": _node_rows(store, store.special),
-            "watches_set": server.watches._set,
+            "watches_set": server.watches.n_set,
             "connections": [
                 _connection_fields(store, conn, names[conn])
                 for conn in server.connections
@@ -171,7 +170,7 @@ def _connection_fields(store: Store, conn: Connection, who: tuple[str, int]) -> 
 
 
 def _transaction_fields(store: Store, transaction: Transaction) -> dict[str, Any]:
-    log = transaction._log
+    log = transaction.log
     places = {id(change): index for index, change in enumerate(log)}
     nodes = {}
     for path, node in transaction.nodes.items():
@@ -238,19 +237,16 @@ class LoadedStore:
         store.populate_special()
 
     def _transaction(self, fields: dict[str, Any], at: Place) -> Transaction:
-        made: Transaction = Transaction.__new__(Transaction)
-        made._store = self.store
-        made._log = [_Change(k, p, v, node_perms or b"") for k, p, v, node_perms in fields["log"]]
-        made.nodes = {
-            path: self._tx_node(path, each, made._log, at.down(path))
+        log = [Change(k, p, v, node_perms or b"") for k, p, v, node_perms in fields["log"]]
+        nodes = {
+            path: self._tx_node(path, each, log, at.down(path))
             for path, each in fields["nodes"].items()
         }
+        made = Transaction.restore(self.store, nodes, log)
         _validate_log(made, at)
         return made
 
-    def _tx_node(
-        self, path: bytes, fields: dict[str, Any], log: list[_Change], at: Place
-    ) -> TxNode:
+    def _tx_node(self, path: bytes, fields: dict[str, Any], log: list[Change], at: Place) -> TxNode:
         node: TxNode = TxNode.__new__(TxNode)
         node.seen, node.generation = fields["seen"], fields["generation"]
         node.exists, node.value = fields["exists"], fields["value"]
@@ -324,18 +320,18 @@ class LoadedStore:
         for place, watch in sorted(watches, key=lambda pair: pair[0]):
             server.watches.add(watch)
             watch.order = place
-        server.watches._set = max(self._fields["watches_set"], server.watches._set)
+        server.watches.n_set = max(self._fields["watches_set"], server.watches.n_set)
         server.connections = dict.fromkeys([*order, *by_name.values()])
 
 
 def _fill(conn: Connection, fields: dict[str, Any], transactions: dict[int, Transaction]) -> None:
-    for name in ("target", "head", "head_sent", "unparsed", "closing", "noted"):
+    for name in ("target", "unparsed", "closing"):
         setattr(conn, name, fields[name])
-    conn.out, conn.events = list(fields["out"]), set(fields["events"])
+    out, events = list(fields["out"]), set(fields["events"])
+    conn.restore_output(out, events, fields["noted"], fields["head"], fields["head_sent"])
     conn.next_transaction, conn.started_s = fields["next_transaction"], fields["started_s"]
     conn.transactions, conn.watches = transactions, {}
-    conn.head_partial = conn._counted = conn._counted_bytes = 0
-    conn.touched = conn.held = False
+    conn.held = False
 
 
 def _is_path(path: bytes) -> bool:
@@ -349,17 +345,17 @@ def _validate_log(transaction: Transaction, at: Place) -> None:
     """Each change is of a node that is there then: the log can be run."""
     nodes = transaction.nodes
     there = {path for path, node in nodes.items() if node.seen >= 0}
-    for index, change in enumerate(transaction._log):
+    for index, change in enumerate(transaction.log):
         path = change.path
-        if change.kind == _CREATE:
+        if change.kind == CREATE:
             is_sound = path in nodes and path not in there and parent_of(path) in there
             is_sound = is_sound and _is_path(path) and bool(change.perms)
             there.add(path)
         else:
-            is_sound = path in there and (change.kind != _REMOVE or path not in (b"/", b""))
-            is_sound = is_sound and (change.kind != _REMOVE or path[:1] == b"/")
-            if change.kind == _REMOVE:
+            is_sound = path in there and (change.kind != REMOVE or path not in (b"/", b""))
+            is_sound = is_sound and (change.kind != REMOVE or path[:1] == b"/")
+            if change.kind == REMOVE:
                 below = path + b"/"
                 there = {p for p in there if p != path and not p.startswith(below)}
-        if not is_sound or (change.kind == 1 and not change.perms):
+        if not is_sound or (change.kind == PUT_PERMS and not change.perms):
             raise at.down(f"log.{index}").fail("a change that can be made", path)

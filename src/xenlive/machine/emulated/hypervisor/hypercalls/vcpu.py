@@ -106,7 +106,7 @@ def _get_runstate_info(caller: Caller, arg: int) -> None:
 def _register_runstate(caller: Caller, arg: int) -> None:
     """Stores the state of running now, and whenever the vcpu goes on."""
     store = RunstateArea(caller, _registered(caller, arg))
-    caller.domain.runstate_changed = store
+    caller.domain.vcpu.runstate_changed = store
     store()
 
 
@@ -159,7 +159,7 @@ def _register_vcpu_info(caller: Caller, arg: int) -> None:
 def _send_nmi(caller: Caller, arg: int) -> None:
     if arg:
         raise HypercallError("VCPUOP_send_nmi", XEN_EINVAL, "it takes no argument")
-    caller.domain.nmi_pending = True
+    caller.domain.vcpu.nmi_pending = True
 
 
 def _get_physid(caller: Caller, arg: int) -> None:
