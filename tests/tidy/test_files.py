@@ -135,3 +135,74 @@ def test_foreign_words_are_found(line: str) -> None:
 @pytest.mark.parametrize("line", ["# TO" + "DO: later", "FIX" + "ME"])
 def test_unfinished_work_is_found(line: str) -> None:
     assert UNFINISHED.search(line)
+
+
+# What documented interfaces of the standard library are called.
+UNDERSCORED_BUT_PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+# File: names in it that are another's. What a kernel was entered by has only a text for a file.
+REACHES = {"machine/hosted/image.py": {"_signal"}}
+
+
+def test_no_file_uses_underscored_names_of_another() -> None:
+    findings = []
+    for path in python_files(SOURCE):
+        known = UNDERSCORED_BUT_PUBLIC | names_defined_in(parsed(path))
+        known |= REACHES.get(path.relative_to(SOURCE / "xenlive").as_posix(), set())
+        findings += [
+            place(path, line, f"{name} is another file's")
+            for line, name in underscored_uses(parsed(path))
+            if name not in known
+        ]
+    refuse(findings)
+
+
+def names_defined_in(tree: ast.Module) -> set[str]:
+    """Functions, classes, variables, and attributes of `self` and `cls` that a file makes."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node):
+            found.add(node.attr)
+    return found
+
+
+def underscored_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of each attribute with one underscore of something else, or import of it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not is_own(node):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (
+            (node.lineno, name)
+            for name in names
+            if name.startswith("_") and not name.startswith("__")
+        )
+
+
+def is_own(node: ast.Attribute) -> bool:
+    """Whether it is an attribute of `self` or `cls`."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import other\nother.thing._field = 1",
+        "from other import _helper",
+        "self.other._field",
+    ],
+)
+def test_underscored_names_of_others_are_found(code: str) -> None:
+    tree = ast.parse(code)
+    assert {name for _, name in underscored_uses(tree)} - names_defined_in(tree)
+
+
+def test_underscored_names_of_ones_own_are_not_found() -> None:
+    tree = ast.parse("class One:\n def go(self, other):\n  self._x = other._x\n  other.__class__")
+    assert not {name for _, name in underscored_uses(tree)} - names_defined_in(tree)
