@@ -15,9 +15,10 @@ from xenlive.machine.emulated.processor.decode import (
     Instruction,
     decode,
 )
-from xenlive.machine.emulated.processor.delivery import Delivery, Event, Fault, inject
+from xenlive.machine.emulated.processor.delivery import Delivery, Event, inject
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks, Segment
+from xenlive.machine.emulated.processor.faults import Fault
 from xenlive.machine.emulated.stop import TRIPLE_FAULT, GuestStop
 
 IDT, GDT, TSS, STACK, INNER = 0x1000, 0x2000, 0x3000, 0x8000, 0x9000

@@ -30,7 +30,7 @@ from xenlive.machine.emulated.hypervisor.hypercalls.table import operation_name
 from xenlive.machine.emulated.lens.arguments import arguments
 from xenlive.machine.emulated.lens.faults import error_in
 from xenlive.machine.emulated.lens.report import name_at, read_virtual
-from xenlive.machine.emulated.processor.delivery import NAMES
+from xenlive.machine.emulated.processor.faults import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

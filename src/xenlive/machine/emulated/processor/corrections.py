@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from xenlive.machine.emulated.processor.delivery import (
+from xenlive.machine.emulated.processor.faults import (
     GENERAL_PROTECTION,
     INVALID_OPCODE,
     NOT_AVAILABLE,

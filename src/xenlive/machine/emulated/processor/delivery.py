@@ -19,26 +19,40 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from xenlive.machine.emulated.processor.descriptors import (
+    BIG,
+    CODE,
+    CONFORMING,
+    NO_SYSTEM,
+    PRESENT,
+    WRITABLE,
+    Descriptors,
+)
 from xenlive.machine.emulated.processor.exits import Segment
+from xenlive.machine.emulated.processor.faults import (
+    DEBUG,
+    DOUBLE_FAULT,
+    GENERAL_PROTECTION,
+    INVALID_TSS,
+    NAMES,
+    NOT_PRESENT,
+    PAGE_FAULT,
+    STACK_FAULT,
+    Fault,
+)
 from xenlive.machine.emulated.processor.paging import (
     PAGE_SIZE,
     NonCanonical,
     PageFault,
     is_canonical,
 )
+from xenlive.machine.emulated.processor.taskswitch import Switch, switch_task
 from xenlive.machine.emulated.stop import TRIPLE_FAULT, GuestStop
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.processor.cpustate import CpuState
     from xenlive.machine.emulated.processor.paging import Paging, Physical
 
-DEBUG, BREAKPOINT, OVERFLOW, INVALID_OPCODE, NOT_AVAILABLE = 1, 3, 4, 6, 7
-DOUBLE_FAULT, INVALID_TSS, NOT_PRESENT, STACK_FAULT = 8, 10, 11, 12
-GENERAL_PROTECTION, PAGE_FAULT, ALIGNMENT = 13, 14, 17
-
-_KNOWN = "#DE #DB NMI #BP #OF #BR #UD #NM #DF - #TS #NP #SS #GP #PF - #MF #AC - #XF"
-NAMES = {vector: name for vector, name in enumerate(_KNOWN.split()) if name != "-"}
-WITH_ERROR_CODE = frozenset((8, 10, 11, 12, 13, 14, 17))
 _CONTRIBUTORY = frozenset((0, 10, 11, 12, 13))
 
 _FLAG_TF, _FLAG_IF, _FLAG_NT, _FLAG_RF, _FLAG_VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
@@ -46,20 +60,6 @@ _TASK_GATE = 5
 _INTERRUPT_GATES = (6, 14)
 _GATES_32 = (5, 6, 7, 14, 15)
 _GATES_64 = (14, 15)
-
-# Of a descriptor's upper word.
-_PRESENT, _NO_SYSTEM, _CODE, _CONFORMING, _WRITABLE = 1 << 15, 1 << 12, 1 << 11, 1 << 10, 1 << 9
-_GRANULAR = 1 << 23
-
-
-class Fault(Exception):
-    """An exception while something was checked or delivered."""
-
-    def __init__(self, vector: int, error: int = 0, address: int = 0) -> None:
-        self.vector = vector
-        self.error = error
-        self.address = address
-        super().__init__(f"{NAMES.get(vector, vector)} error {error:#x}")
 
 
 class Event(NamedTuple):
@@ -95,6 +95,9 @@ class Delivery:
         self._paging: Paging = cpu.paging()
         self._event = event
         self._is_64bit = cpu.in_long_mode
+        #: The EXT bit of error codes: set unless the guest's own `int` is being delivered.
+        self._external = 0 if event.is_software else 1
+        self._descriptors = Descriptors(cpu, physical, self._paging, self._external)
 
     def deliver(self) -> None:
         """Enters the guest's handler. Fault if that can't be; then nothing has changed."""
@@ -129,11 +132,6 @@ class Delivery:
 
     # ---- tables --------------------------------------------------------------------------
 
-    @property
-    def _external(self) -> int:
-        """The EXT bit of error codes: set unless the guest's own `int` is being delivered."""
-        return 0 if self._event.is_software else 1
-
     def _gate(self) -> _Gate:
         vector, size = self._event.vector, 16 if self._is_64bit else 8
         idt = self._cpu.segment("idt")
@@ -154,28 +152,15 @@ class Delivery:
             raise Fault(NOT_PRESENT, error)
         return gate
 
-    def _descriptor(self, selector: int, vector: int = GENERAL_PROTECTION) -> Segment:
-        """What a selector names, as a segment with its flags; Fault(vector) if it names nothing."""
-        error = selector & ~3 | self._external
-        table = self._cpu.segment("ldt" if selector & 4 else "gdt")
-        if not selector & ~3 or (selector & ~7) + 7 > table.limit:
-            raise Fault(vector, error)
-        low, high = struct.unpack("<II", self._read(table.base + (selector & ~7), 8))
-        limit = low & 0xFFFF | high & 0xF0000
-        if high & _GRANULAR:
-            limit = limit << 12 | 0xFFF
-        base = low >> 16 | (high & 0xFF) << 16 | high & 0xFF000000
-        return Segment(selector, base, limit, high)
-
     def _code_segment(self, gate: _Gate) -> tuple[Segment, int]:
         """The handler's code segment, and the privilege level it runs with."""
-        code = self._descriptor(gate.selector)
+        code = self._descriptors.read(gate.selector)
         error = gate.selector & ~3 | self._external
-        if not code.flags & _NO_SYSTEM or not code.flags & _CODE or code.dpl > self._cpu.cpl:
+        if not code.flags & NO_SYSTEM or not code.flags & CODE or code.dpl > self._cpu.cpl:
             raise Fault(GENERAL_PROTECTION, error)
-        if not code.flags & _PRESENT:
+        if not code.flags & PRESENT:
             raise Fault(NOT_PRESENT, error)
-        cpl = self._cpu.cpl if code.flags & _CONFORMING else code.dpl
+        cpl = self._cpu.cpl if code.flags & CONFORMING else code.dpl
         return code._replace(selector=gate.selector & ~3 | cpl), cpl
 
     # ---- the modes -----------------------------------------------------------------------
@@ -203,13 +188,10 @@ class Delivery:
         self._cpu.end_shadow()
 
     def _enter_task(self, gate: _Gate) -> None:
-        # Few guests have one, and its file knows this one.
-        from xenlive.machine.emulated.processor.taskswitch import Switch, switch_task
-
         saved = self._cpu.eflags | (_FLAG_RF if self._sets_resume_flag else 0)
         error = self._event.error
         switch = Switch(gate.selector, self._return_rip, saved, error, self._external)
-        switch_task(self._cpu, self._physical, switch, self._descriptor)
+        switch_task(self._cpu, self._physical, switch, self._descriptors)
 
     @property
     def _sets_resume_flag(self) -> bool:
@@ -267,7 +249,7 @@ class Delivery:
             frame.append(self._event.error)
         mask = (1 << 8 * size) - 1
         base = (new_stack or stack).base
-        is_16bit = not (new_stack or stack).flags & 1 << 22
+        is_16bit = not (new_stack or stack).flags & BIG
         start = top & 0xFFFF if is_16bit else top
         start = self._push(start, [value & mask for value in frame], size, base)
         if new_stack is not None:
@@ -285,13 +267,13 @@ class Delivery:
         if offset + struct.calcsize(form) - 1 > task.limit:
             raise Fault(INVALID_TSS, task.selector & ~3 | self._external)
         top, selector = struct.unpack(form, self._read(task.base + offset, struct.calcsize(form)))
-        stack = self._descriptor(selector, INVALID_TSS)
+        stack = self._descriptors.read(selector, INVALID_TSS)
         error = selector & ~3 | self._external
         flags = stack.flags
-        is_data = flags & _NO_SYSTEM and not flags & _CODE and flags & _WRITABLE
+        is_data = flags & NO_SYSTEM and not flags & CODE and flags & WRITABLE
         if selector & 3 != cpl or stack.dpl != cpl or not is_data:
             raise Fault(INVALID_TSS, error)
-        if not flags & _PRESENT:
+        if not flags & PRESENT:
             raise Fault(STACK_FAULT, error)
         return top, stack
 

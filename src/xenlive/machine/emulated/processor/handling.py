@@ -30,7 +30,8 @@ from xenlive.machine.emulated.processor.decode import (
     Instruction,
     decode,
 )
-from xenlive.machine.emulated.processor.delivery import (
+from xenlive.machine.emulated.processor.delivery import Event, inject
+from xenlive.machine.emulated.processor.faults import (
     BREAKPOINT,
     DEBUG,
     GENERAL_PROTECTION,
@@ -38,9 +39,7 @@ from xenlive.machine.emulated.processor.delivery import (
     OVERFLOW,
     PAGE_FAULT,
     WITH_ERROR_CODE,
-    Event,
     Fault,
-    inject,
 )
 from xenlive.machine.emulated.processor.lapic import (
     MSR_X2APIC_FIRST,

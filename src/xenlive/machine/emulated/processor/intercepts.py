@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from xenlive.machine.emulated.processor import cpuid
 from xenlive.machine.emulated.processor.decode import MOV_TO_CR, Instruction
-from xenlive.machine.emulated.processor.delivery import GENERAL_PROTECTION, INVALID_OPCODE, Fault
 from xenlive.machine.emulated.processor.exits import Segment
+from xenlive.machine.emulated.processor.faults import GENERAL_PROTECTION, INVALID_OPCODE, Fault
 from xenlive.machine.emulated.processor.paging import (
     CR0_PE,
     CR0_PG,

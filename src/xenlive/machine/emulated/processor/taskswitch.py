@@ -18,20 +18,28 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from xenlive.machine.emulated.processor.delivery import (
+from xenlive.machine.emulated.processor.descriptors import (
+    BIG,
+    CODE,
+    CONFORMING,
+    NO_SYSTEM,
+    PRESENT,
+    READABLE,
+    WRITABLE,
+)
+from xenlive.machine.emulated.processor.exits import Segment
+from xenlive.machine.emulated.processor.faults import (
     GENERAL_PROTECTION,
     INVALID_TSS,
     NOT_PRESENT,
     STACK_FAULT,
     Fault,
 )
-from xenlive.machine.emulated.processor.exits import Segment
 from xenlive.machine.emulated.stop import UNSUPPORTED, GuestStop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from xenlive.machine.emulated.processor.cpustate import CpuState
+    from xenlive.machine.emulated.processor.descriptors import Descriptors
     from xenlive.machine.emulated.processor.paging import Physical
 
 _LIMIT_MIN = 103
@@ -44,8 +52,6 @@ _SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
 # Of a descriptor's upper word: bits 8 to 12 are the type, a system segment's if bit 12 is clear.
 _KIND = 0x1F00
 _AVAILABLE_16, _BUSY_16, _AVAILABLE_32, _BUSY_BIT, _LDT = 0x100, 0x300, 0x900, 0x200, 0x200
-_PRESENT, _NO_SYSTEM, _CODE, _CONFORMING = 1 << 15, 1 << 12, 1 << 11, 1 << 10
-_READABLE = _WRITABLE = 1 << 9
 _FLAG_NT, _FLAG_VM = 1 << 14, 1 << 17
 _CR0_TS, _CR0_PG = 1 << 3, 1 << 31
 _DR7_LOCAL = 0x155
@@ -65,17 +71,11 @@ class Switch(NamedTuple):
 
 
 def switch_task(
-    cpu: CpuState,
-    physical: Physical,
-    switch: Switch,
-    descriptor: Callable[[int, int], Segment],
+    cpu: CpuState, physical: Physical, switch: Switch, descriptors: Descriptors
 ) -> None:
-    """Enters the task behind a gate. Fault, PageFault or GuestStop if that can't be.
-
-    `descriptor(selector, vector)` reads a segment from GDT or LDT, or raises Fault(vector).
-    """
+    """Enters the task behind a gate. Fault, PageFault or GuestStop if that can't be."""
     paging = cpu.paging()
-    old, new = cpu.segment("tr"), _task_of(switch, descriptor)
+    old, new = cpu.segment("tr"), _task_of(switch, descriptors)
     if old.limit < _STATE_AT + _STATE.size - 1:
         raise Fault(INVALID_TSS, old.selector & ~3 | switch.external)
     gdt = cpu.segment("gdt")
@@ -91,23 +91,23 @@ def switch_task(
     paging.write(physical, new.base, struct.pack("<H", old.selector))
     paging.write(physical, busy_at, bytes([new.flags >> 8 & 0xFF | _BUSY_BIT >> 8]))
     _take_up(cpu, new._replace(flags=new.flags | _BUSY_BIT), incoming)
-    _load_segments(cpu, incoming, switch.external, descriptor)
+    _load_segments(cpu, incoming, switch.external, descriptors)
     if switch.error is not None:
         _push_error(cpu, physical, switch)
 
 
-def _task_of(switch: Switch, descriptor: Callable[[int, int], Segment]) -> Segment:
+def _task_of(switch: Switch, descriptors: Descriptors) -> Segment:
     """The TSS that the gate names, checked."""
     error = switch.selector & ~3 | switch.external
     if switch.selector & 4:
         raise Fault(GENERAL_PROTECTION, error)
-    task = descriptor(switch.selector, GENERAL_PROTECTION)
+    task = descriptors.read(switch.selector, GENERAL_PROTECTION)
     kind = task.flags & _KIND
     if kind == _AVAILABLE_16:
         raise GuestStop(UNSUPPORTED, f"a task gate to a 16-bit TSS, {switch.selector:#x}")
     if kind != _AVAILABLE_32:
         raise Fault(GENERAL_PROTECTION, error)
-    if not task.flags & _PRESENT:
+    if not task.flags & PRESENT:
         raise Fault(NOT_PRESENT, error)
     if task.limit < _LIMIT_MIN:
         raise Fault(INVALID_TSS, error)
@@ -140,9 +140,7 @@ def _take_up(cpu: CpuState, task: Segment, incoming: bytes) -> None:
     cpu.end_shadow()
 
 
-def _load_segments(
-    cpu: CpuState, incoming: bytes, external: int, descriptor: Callable[[int, int], Segment]
-) -> None:
+def _load_segments(cpu: CpuState, incoming: bytes, external: int, descriptors: Descriptors) -> None:
     selectors = dict(zip(_SELECTORS, _STATE.unpack_from(incoming, _STATE_AT)[10:], strict=True))
     selectors = {name: value & 0xFFFF for name, value in selectors.items()}
     cpl = selectors["cs"] & 3
@@ -153,14 +151,14 @@ def _load_segments(
     cpu.set_segment("ldt", Segment(ldt, 0, 0, 0))
     cpu.set_privilege(cpl)
     if ldt & ~3:
-        found = None if ldt & 4 else descriptor(ldt, INVALID_TSS)
-        if found is None or found.flags & _KIND != _LDT or not found.flags & _PRESENT:
+        found = None if ldt & 4 else descriptors.read(ldt, INVALID_TSS)
+        if found is None or found.flags & _KIND != _LDT or not found.flags & PRESENT:
             raise Fault(INVALID_TSS, ldt & ~3 | external)
         cpu.set_segment("ldt", found)
     for name in ("cs", "ss", "ds", "es", "fs", "gs"):
         selector = selectors[name]
         if name in ("cs", "ss") or selector & ~3:
-            segment = descriptor(selector, INVALID_TSS)
+            segment = descriptors.read(selector, INVALID_TSS)
             _check(name, segment, cpl, external)
             cpu.set_segment(name, segment)
     cpu.set_privilege(cpl)
@@ -169,24 +167,24 @@ def _load_segments(
 def _check(name: str, segment: Segment, cpl: int, external: int) -> None:
     """Whether a task may have this segment: type, privilege, presence."""
     flags, rpl, error = segment.flags, segment.selector & 3, segment.selector & ~3 | external
-    is_code = bool(flags & _CODE)
+    is_code = bool(flags & CODE)
     if name == "cs":
-        fits = segment.dpl <= rpl if flags & _CONFORMING else segment.dpl == rpl
+        fits = segment.dpl <= rpl if flags & CONFORMING else segment.dpl == rpl
         fits = is_code and fits
     elif name == "ss":
-        fits = not is_code and bool(flags & _WRITABLE) and rpl == segment.dpl == cpl
+        fits = not is_code and bool(flags & WRITABLE) and rpl == segment.dpl == cpl
     else:
-        fits = not is_code or bool(flags & _READABLE)
-        fits = fits and (bool(is_code and flags & _CONFORMING) or segment.dpl >= max(cpl, rpl))
-    if not flags & _NO_SYSTEM or not fits:
+        fits = not is_code or bool(flags & READABLE)
+        fits = fits and (bool(is_code and flags & CONFORMING) or segment.dpl >= max(cpl, rpl))
+    if not flags & NO_SYSTEM or not fits:
         raise Fault(INVALID_TSS, error)
-    if not flags & _PRESENT:
+    if not flags & PRESENT:
         raise Fault(STACK_FAULT if name == "ss" else NOT_PRESENT, error)
 
 
 def _push_error(cpu: CpuState, physical: Physical, switch: Switch) -> None:
     stack = cpu.segment("ss")
-    top = cpu.reg("rsp") - 4 & (0xFFFFFFFF if stack.flags & 1 << 22 else 0xFFFF)
+    top = cpu.reg("rsp") - 4 & (0xFFFFFFFF if stack.flags & BIG else 0xFFFF)
     data = struct.pack("<I", switch.error or 0)
     cpu.paging().write(physical, stack.base + top & 0xFFFFFFFF, data)
     cpu.set_reg("rsp", top)
