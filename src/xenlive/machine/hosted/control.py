@@ -15,15 +15,13 @@ is closed; when all places are taken, the one that was quiet for longest makes r
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import select
 import socket
 from collections.abc import Callable
 from typing import Any
 
-from xenlive.machine.hosted.places import identity, remove_own
+from xenlive.machine.hosted.door import Door
 
 LINE_MAX = 65536
 CLIENTS_MAX = 64
@@ -49,69 +47,24 @@ class _Client:
         return line
 
 
-class ControlDoor:
+class ControlDoor(Door[_Client]):
     """Serves `verbs` on a listening socket at `path`; the owner's loop calls `serve`."""
 
     def __init__(self, path: str, verbs: dict[str, Verb]) -> None:
-        self.path = path
+        super().__init__(path, socket.SOCK_STREAM, CLIENTS_MAX)
         self._verbs = verbs
-        self._clients: dict[int, _Client] = {}
-        with contextlib.ExitStack() as undo:
-            self._listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            self._listener.bind(path)
-            self._made = identity(path)
-            undo.callback(remove_own, path, self._made)
-            os.chmod(path, 0o600)
-            self._listener.listen(16)
-            self._listener.setblocking(False)
-            self._epoll = undo.enter_context(select.epoll())
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-            undo.pop_all()
-
-    def fileno(self) -> int:
-        """The descriptor that is readable whenever `serve` has something to do."""
-        return self._epoll.fileno()
 
     @property
     def clients(self) -> int:
         """How many are connected."""
-        return len(self._clients)
+        return len(self._inside)
 
-    def serve(self) -> None:
-        """Lets clients in, and does one step for each that waits for one. Never blocks."""
-        for fd, _ in self._epoll.poll(0):
-            if fd == self._listener.fileno():
-                self._accept()
-            elif fd in self._clients:
-                self._step(fd)
-
-    def close(self) -> None:
-        """Closes everything and removes the socket file."""
-        for fd in list(self._clients):
-            self._drop(fd)
-        self._epoll.close()
-        self._listener.close()
-        remove_own(self.path, self._made)
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError:
-            # Too many descriptors, most likely: somebody has to make room, or this comes again.
-            self._drop_quietest()
-            return
-        if len(self._clients) >= CLIENTS_MAX:
-            self._drop_quietest()
-        connection.setblocking(False)
-        fd = connection.fileno()
-        self._clients[fd] = _Client(connection)
-        self._epoll.register(fd, select.EPOLLIN)
+    def _make(self, connection: socket.socket) -> _Client:
+        return _Client(connection)
 
     def _step(self, fd: int) -> None:
         # Those that were heard of last stand last.
-        client = self._clients[fd] = self._clients.pop(fd)
+        client = self._inside[fd] = self._inside.pop(fd)
         try:
             if not client.unsent and b"\n" not in client.received:
                 data = client.socket.recv(LINE_MAX)
@@ -146,15 +99,12 @@ class ControlDoor:
             return {"ok": False, "error": f"no such verb; this host knows: {known}"}
         return {"ok": True, **verb(request)}
 
-    def _drop_quietest(self) -> None:
-        for fd in self._clients:
+    def _make_room(self) -> bool:
+        """The quietest has to go."""
+        for fd in self._inside:
             self._drop(fd)
-            return
-
-    def _drop(self, fd: int) -> None:
-        client = self._clients.pop(fd)
-        self._epoll.unregister(fd)
-        client.socket.close()
+            return True
+        return False
 
 
 def ask(path: str, request: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:

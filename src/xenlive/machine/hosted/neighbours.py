@@ -14,16 +14,14 @@ connection is closed. Each descriptor that comes with a packet and is not kept i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import socket
 from typing import Any
 
 from xenlive.errors import PeerError, XenliveError
+from xenlive.machine.hosted.door import Door
 from xenlive.machine.hosted.others import OTHERS_MAX, Other, OtherDomains
-from xenlive.machine.hosted.places import identity, remove_own
 
 PACKET_MAX = 4096
 _FDS_MAX = 4
@@ -37,73 +35,22 @@ class _Neighbour:
         self.other: Other | None = None
 
 
-class NeighbourDoor:
+class NeighbourDoor(Door[_Neighbour]):
     """Serves `others` on a listening socket at `path`; the owner's loop calls `serve`.
 
     `store_socket` is where a domain's toolstack reaches the stub domain.
     """
 
     def __init__(self, path: str, others: OtherDomains, store_socket: str) -> None:
-        self._path = path
+        super().__init__(path, socket.SOCK_SEQPACKET, OTHERS_MAX)
         self._others = others
         self._store_socket = store_socket
-        self._neighbours: dict[int, _Neighbour] = {}
-        with contextlib.ExitStack() as undo:
-            self._listener = undo.enter_context(
-                socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            )
-            self._listener.bind(path)
-            self._made = identity(path)
-            undo.callback(remove_own, path, self._made)
-            os.chmod(path, 0o600)
-            self._listener.listen(16)
-            self._listener.setblocking(False)
-            self._epoll = undo.enter_context(select.epoll())
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-            undo.pop_all()
 
-    def fileno(self) -> int:
-        """The descriptor that is readable whenever `serve` has something to do."""
-        return self._epoll.fileno()
-
-    def serve(self) -> None:
-        """Lets machines in, and serves one packet of each that sent one. Never blocks."""
-        for fd, _ in self._epoll.poll(0):
-            if fd == self._listener.fileno():
-                self._accept()
-            elif fd in self._neighbours:
-                self._step(fd)
-
-    def close(self) -> None:
-        """Closes everything and removes the socket file."""
-        for fd in list(self._neighbours):
-            self._drop(fd)
-        self._epoll.close()
-        self._listener.close()
-        remove_own(self._path, self._made)
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError:
-            # Too many descriptors, most likely: nobody comes in before somebody has gone.
-            self._drop_idle()
-            self._epoll.modify(self._listener.fileno(), 0 if self._neighbours else select.EPOLLIN)
-            return
-        if len(self._neighbours) >= OTHERS_MAX:
-            self._drop_idle()
-        if len(self._neighbours) >= OTHERS_MAX:
-            connection.close()
-            return
-        connection.setblocking(False)
-        fd = connection.fileno()
-        self._neighbours[fd] = _Neighbour(connection)
-        self._epoll.register(fd, select.EPOLLIN)
+    def _make(self, connection: socket.socket) -> _Neighbour:
+        return _Neighbour(connection)
 
     def _step(self, fd: int) -> None:
-        neighbour = self._neighbours[fd]
+        neighbour = self._inside[fd]
         try:
             packet, fds, _, _ = socket.recv_fds(
                 neighbour.socket, PACKET_MAX, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
@@ -151,20 +98,19 @@ class NeighbourDoor:
             return {"ok": True}, []
         raise PeerError("not a verb, or not now", value=str(verb)[:40])
 
-    def _drop_idle(self) -> None:
-        """Makes room: who has been there for longest and has entered no domain has to go."""
-        for fd, neighbour in self._neighbours.items():
+    def _make_room(self) -> bool:
+        """Who has been there for longest and has entered no domain has to go."""
+        for fd, neighbour in self._inside.items():
             if neighbour.other is None:
                 self._drop(fd)
-                return
+                return True
+        return False
 
-    def _drop(self, fd: int) -> None:
-        neighbour = self._neighbours.pop(fd)
-        self._epoll.unregister(fd)
-        self._epoll.modify(self._listener.fileno(), select.EPOLLIN)
-        neighbour.socket.close()
-        if neighbour.other is not None:
-            self._others.leave(neighbour.other)
+    def _drop(self, fd: int) -> _Neighbour:
+        gone = super()._drop(fd)
+        if gone.other is not None:
+            self._others.leave(gone.other)
+        return gone
 
 
 def _number(request: dict[str, Any], name: str) -> int:
