@@ -271,6 +271,25 @@ def test_the_number_of_files_is_limited(tmp_path: Path) -> None:
     tree.close()
 
 
+def test_a_removed_file_counts_as_long_as_it_is_open(tmp_path: Path) -> None:
+    disk = DiskTree(str(tmp_path), max_bytes=1000)
+    file, other = disk.create((b"gone",), 0o600, OWRITE), disk.open((b"gone",), OWRITE)
+    assert file.write(0, bytes(900)) == 900
+    disk.remove((b"gone",))
+    assert disk.used_bytes == 900
+    assert file.write(900, bytes(900)) == 100
+    with refused(errno.ENOSPC):
+        other.write(1000, b"1")
+    with refused(errno.ENOSPC):
+        put(disk, (b"new",), b"1")
+    file.close()
+    assert disk.used_bytes == 1000
+    other.close()
+    assert disk.used_bytes == 0
+    put(disk, (b"next",), bytes(1000))
+    disk.close()
+
+
 def test_nothing_stays_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     tree = DiskTree(str(tmp_path), max_files=3)

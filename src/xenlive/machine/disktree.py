@@ -8,7 +8,8 @@ one put there in between, leads out. Special files (devices, pipes, sockets) are
 make the tree hold is bounded by `max_bytes` (the sum of all files' lengths, so that a file with a
 hole costs its length) and `max_files` (files and directories); beyond is ENOSPC. The sums are
 counted once, when they are first needed, then kept; before a refusal they are counted anew, as
-somebody else may have made room. Without a limit nothing is ever counted. An exported directory
+somebody else may have made room. A file that was removed counts for as long as a client has it
+open. Without a limit nothing is ever counted. An exported directory
 that somebody removes is opened again under its name, after `remake` had its chance to make it:
 what was in it is gone, the export is not.
 
@@ -54,6 +55,7 @@ class DiskTree(Tree):
         self.max_bytes = max_bytes
         self.max_files = max_files
         self._used: tuple[int, int] | None = None
+        self._files: set[_DiskFile] = set()
         self._path = root
         self._remake = remake
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -154,11 +156,26 @@ class DiskTree(Tree):
                 os.rmdir(path[-1], dir_fd=directory)
             else:
                 os.unlink(path[-1], dir_fd=directory)
-                if stat_bits.S_ISREG(found.st_mode):
+                if stat_bits.S_ISREG(found.st_mode) and not self.is_open(found):
                     self.account(-found.st_size, 0)
         finally:
             os.close(directory)
         self.account(0, -1)
+
+    def opened(self, file: _DiskFile) -> None:
+        """Somebody holds this file, until `closed`."""
+        self._files.add(file)
+
+    def closed(self, file: _DiskFile, found: os.stat_result) -> None:
+        """Nobody holds it any more; if it was removed before, it is gone only now."""
+        self._files.discard(file)
+        if not found.st_nlink and not self.is_open(found):
+            self.account(-found.st_size, 0)
+
+    def is_open(self, found: os.stat_result) -> bool:
+        """Whether somebody holds the file of that inode."""
+        inode = (found.st_dev, found.st_ino)
+        return any(file.inode == inode for file in self._files)
 
     def room_for(self, more_bytes: int) -> int:
         """How many of `more_bytes` files may still grow by; 0 if by none."""
@@ -215,16 +232,26 @@ class DiskTree(Tree):
                     continue
                 if stat_bits.S_ISREG(found.st_mode):
                     used_bytes += found.st_size
+        gone = {file.inode: file.stat() for file in self._files}
+        used_bytes += sum(found.st_size for found in gone.values() if not found.st_nlink)
         self._used = used_bytes, used_files
         return self._used
 
 
 class _DiskFile(OpenFile):
-    __slots__ = ("_fd", "_tree")
+    __slots__ = ("_fd", "_tree", "inode")
 
     def __init__(self, tree: DiskTree, fd: int) -> None:
         self._tree = tree
         self._fd = fd
+        found = self.stat()
+        #: Which file it is, whatever its name.
+        self.inode = (found.st_dev, found.st_ino)
+        tree.opened(self)
+
+    def stat(self) -> os.stat_result:
+        """What is known of it now."""
+        return os.fstat(self._fd)
 
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self._fd, count, offset)
@@ -233,7 +260,7 @@ class _DiskFile(OpenFile):
         view = memoryview(data)
         if not len(view):
             return 0
-        before = os.fstat(self._fd).st_size
+        before = self.stat().st_size
         more = offset + len(view) - before
         if more > 0:
             view = view[: max(0, len(view) - more + self._tree.room_for(more))]
@@ -244,6 +271,8 @@ class _DiskFile(OpenFile):
         return written
 
     def close(self) -> None:
+        found = self.stat()
+        self._tree.closed(self, found)
         os.close(self._fd)
 
 

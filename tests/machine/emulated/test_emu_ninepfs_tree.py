@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path as FilePath
 
 import pytest
 
+from xenlive.machine.disktree import DiskTree
 from xenlive.machine.emulated.backends.exporttree import ExportTree
 from xenlive.ninep.messages import ORCLOSE, ORDWR, OREAD, OTRUNC, OWRITE
 from xenlive.ninep.tree import MemoryTree
@@ -142,3 +144,23 @@ def test_to_read_only_a_file_that_is_not_there_is_not_there(
     tree = ExportTree(inner, clock, BORN_S, is_read_only=True)
     with pytest.raises(FileNotFoundError):
         tree.open((b"none",), OWRITE)
+
+
+def test_a_removed_file_that_is_written_to_is_not_its_successor(
+    tmp_path: FilePath, clock: Clock
+) -> None:
+    (tmp_path / "a").touch()
+    disk = DiskTree(str(tmp_path))
+    tree = ExportTree(disk, clock, BORN_S)
+    held = tree.open((b"a",), OWRITE)
+    tree.remove((b"a",))
+    known = len(tree._seen)
+    assert held.write(0, b"1") == 1
+    assert len(tree._seen) == known
+    tree.create((b"a",), 0o600, OWRITE).close()
+    before = tree.stat((b"a",))
+    clock.now_s += 5
+    assert held.write(0, b"2") == 1
+    assert tree.stat((b"a",)) == before
+    held.close()
+    disk.close()

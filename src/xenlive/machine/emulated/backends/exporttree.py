@@ -69,13 +69,13 @@ class ExportTree(Tree):
         file = self._tree.open(path, mode)
         if mode & OTRUNC:
             self.changed(path)
-        return _ExportedFile(self, path, file)
+        return _ExportedFile(self, self._find(path), file)
 
     def create(self, path: Path, permissions: int, mode: int) -> OpenFile:
         self._validate_writable()
         file = self._tree.create(path, permissions, mode)
         self._made(path)
-        return _ExportedFile(self, path, file)
+        return _ExportedFile(self, self._find(path), file)
 
     def mkdir(self, path: Path, permissions: int) -> None:
         self._validate_writable()
@@ -90,7 +90,10 @@ class ExportTree(Tree):
 
     def changed(self, path: Path) -> None:
         """The guest changed what is there."""
-        seen = self._find(path)
+        self.touch(self._find(path))
+
+    def touch(self, seen: _Seen) -> None:
+        """The guest changed this file, which may be removed by now."""
         seen.version = seen.version + 1 & _U32
         seen.time_s = self._now_s()
 
@@ -119,11 +122,11 @@ class ExportTree(Tree):
 
 
 class _ExportedFile(OpenFile):
-    __slots__ = ("_file", "_path", "_tree")
+    __slots__ = ("_file", "_seen", "_tree")
 
-    def __init__(self, tree: ExportTree, path: Path, file: OpenFile) -> None:
+    def __init__(self, tree: ExportTree, seen: _Seen, file: OpenFile) -> None:
         self._tree = tree
-        self._path = path
+        self._seen = seen
         self._file = file
 
     def read(self, offset: int, count: int) -> bytes:
@@ -132,7 +135,7 @@ class _ExportedFile(OpenFile):
     def write(self, offset: int, data: Buffer) -> int:
         count = self._file.write(offset, data)
         if count:
-            self._tree.changed(self._path)
+            self._tree.touch(self._seen)
         return count
 
     def close(self) -> None:

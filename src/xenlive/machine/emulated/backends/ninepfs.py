@@ -28,6 +28,7 @@ from xenlive.machine.emulated.backends.exporttree import ExportTree
 from xenlive.machine.emulated.backends.toolstack import add_ninepfs, remove_device
 from xenlive.machine.emulated.backends.xenbus import DevicePlace, XenbusBackEnd
 from xenlive.machine.emulated.interface import SECOND_NS
+from xenlive.memory.address import PAGE_SIZE
 from xenlive.ninep.server import Session
 
 if TYPE_CHECKING:
@@ -184,9 +185,15 @@ class Ring:
 
     def serve(self) -> None:
         """Does all that is asked for in the ring, as far as there is room for the answers."""
+        # The guest stands still, so no more than a ring's worth can come, unless answers are made
+        # to lie over the indices: that could go on for ever.
+        end = self.back.bytes_read + (PAGE_SIZE << self.back.order)
         try:
             self.back.kick()
             while self.back.wants_kick:
+                if self.back.bytes_read > end:
+                    self.back.close()
+                    raise PeerError("the ring fills itself")
                 self.back.kick()
         except PeerError as error:
             self._device.lost(error)
