@@ -16,10 +16,10 @@ import pytest
 from conformance.servers import XenliveServer
 from machine.fake_guest import (
     OFFSET,
+    PATIENCE_S,
     PORT,
     SIZE,
     FakeGuest,
-    connect,
     introduce,
     make_memory,
     wait_until,
@@ -46,22 +46,6 @@ from xenlive.client.requests import Permission
 from xenlive.errors import ConfigError, XenstoreError
 from xenlive.machine.hosted.joining import Membership
 from xenlive.machine.hosted.others import OTHERS_MAX
-
-PATIENCE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenliveServer]:
-    made = XenliveServer(tmp_path_factory.mktemp("hosted") / "run")
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def dom0(shared: XenliveServer) -> Iterator[Xenstore]:
-    with connect(shared) as store:
-        yield store
 
 
 @pytest.fixture

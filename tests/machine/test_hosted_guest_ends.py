@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conformance.servers import XenliveServer
-from machine.fake_guest import FakeGuest, connect, introduce, wait_until
+from machine.fake_guest import PATIENCE_S, FakeGuest, connect, introduce, wait_until
 from machine.hosts import make_image, status, update
 from xenstore.talk import HEADER
 
@@ -26,16 +26,6 @@ from xenlive.client.blocking import Xenstore
 from xenlive.client.codec import WatchEvent
 from xenlive.client.requests import Permission
 
-PATIENCE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenliveServer]:
-    made = XenliveServer(tmp_path_factory.mktemp("hosted") / "run")
-    made.start()
-    yield made
-    made.stop()
-
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[XenliveServer]:
@@ -43,12 +33,6 @@ def own(tmp_path: Path) -> Iterator[XenliveServer]:
     made.start()
     yield made
     made.stop()
-
-
-@pytest.fixture
-def dom0(shared: XenliveServer) -> Iterator[Xenstore]:
-    with connect(shared) as store:
-        yield store
 
 
 # -- ends --------------------------------------------------------------------------------------
