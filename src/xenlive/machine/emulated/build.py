@@ -153,7 +153,7 @@ def load_kernel(
     lines = [encode_cmdline(line) + b"\0" if line else b"" for _, _, line in named]
     strings_size = sum(len(line) for line in lines)
     # The block's size does not depend on its address.
-    ranges = MemoryMap(MemoryRange(*entry) for entry in domain.e820)
+    ranges = MemoryMap(MemoryRange(*entry) for entry in domain.boot_map)
     probe = build_start_info(
         PhysAddr(PAGE_SIZE), ranges, [(at, size, 0) for at, size, _ in named], cmdline
     )
@@ -187,7 +187,9 @@ class _Room:
 
     def __init__(self, domain: Domain, kept: Sequence[tuple[int, int]]) -> None:
         self._space = domain.space
-        self._end = max((a + s for a, s, kind in domain.e820 if a == 0 and kind == 1), default=0)
+        self._end = max(
+            (a + s for a, s, kind in domain.boot_map if a == 0 and kind == 1), default=0
+        )
         self._kept = sorted(kept)
         self._next = 0
         self.taken: list[tuple[int, int]] = []

@@ -327,7 +327,7 @@ def _map_problems(guest: Guest, info: StartInfo | None) -> list[str]:
     if info is None:
         return []
     problems = []
-    own = MemoryMap(MemoryRange(*part) for part in guest.domain.e820)
+    own = MemoryMap(MemoryRange(*part) for part in guest.domain.boot_map)
     for part in info.memmap.ranges():
         if part.type == E820_RAM and not own.is_ram(PhysAddr(part.addr), part.size):
             problems.append(f"the memory map has RAM at {part.addr:#x} where there is none")
@@ -353,7 +353,7 @@ def _grants(guest: Guest, info: StartInfo | None) -> list[dict[str, Any]]:
                 "readers": active.readers,
                 "writers": active.writers,
                 "in_ram": page is not None
-                and any(kind == 1 and a <= page < a + s for a, s, kind in guest.domain.e820),
+                and any(kind == 1 and a <= page < a + s for a, s, kind in guest.domain.boot_map),
                 "handed_over": page is not None
                 and any(at <= page < at + size for at, size in modules),
             }

@@ -104,7 +104,7 @@ class NextKernels:
         info, _ = read_start_info(guest, start_info)
         module = find_kexec_module(info, memory)[0] if info is not None else None
         if module is None:
-            ranges = MemoryMap(MemoryRange(*part) for part in guest.domain.e820)
+            ranges = MemoryMap(MemoryRange(*part) for part in guest.domain.boot_map)
             used = [(address, len(piece)) for address, piece in used_ram(guest.domain.space)]
             try:
                 module = find_surviving_module(memory, ranges, (), used)
@@ -136,7 +136,7 @@ def restore_ram(domain: Domain) -> None:
     As far as the domain may have that many pages.
     """
     space = domain.space
-    for address, size, kind in domain.e820:
+    for address, size, kind in domain.boot_map:
         if kind != 1:
             continue
         for gfn in range(address >> PAGE_SHIFT, address + size >> PAGE_SHIFT):

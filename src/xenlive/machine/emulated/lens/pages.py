@@ -95,7 +95,7 @@ def write_image(domain: Domain, path: Path) -> None:
 
     OSError if that can't be. An existing file is written over.
     """
-    end = max((addr + size for addr, size, kind in domain.e820 if kind == 1), default=0)
+    end = max((addr + size for addr, size, kind in domain.boot_map if kind == 1), default=0)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, end)
@@ -111,7 +111,7 @@ def write_image(domain: Domain, path: Path) -> None:
 
 def _parts(domain: Domain, start: int, end: int) -> Iterable[tuple[int, int]]:
     """What of a piece is RAM by the memory map: special pages are none."""
-    for address, size, kind in domain.e820:
+    for address, size, kind in domain.boot_map:
         low, high = max(start, address), min(end, address + size)
         if kind == 1 and low < high:
             yield low, high

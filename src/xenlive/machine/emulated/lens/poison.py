@@ -30,7 +30,7 @@ def poison_all_but(
     """Fills RAM with `byte`, but for `kept` (address and size in bytes). How many bytes it was."""
     keep = sorted((address, address + size) for address, size in kept if size > 0)
     filled = 0
-    for start, size, kind in domain.e820:
+    for start, size, kind in domain.boot_map:
         at, end = start, start + size
         for low, high in [*keep, (end, end)] if kind == 1 else []:
             if low > at:
