@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ from xenlive.machine.emulated.lens import entries
 from xenlive.machine.emulated.lens.entries import Entries
 from xenlive.machine.emulated.lens.gdbpackets import encode_packet
 from xenlive.machine.emulated.lens.gdbserver import GdbServer
-from xenlive.machine.emulated.world import World
+from xenlive.machine.emulated.stop import SPIN
+from xenlive.machine.emulated.world import SLICE_BLOCKS, World
 
 pytestmark = pytest.mark.peer
 
@@ -77,3 +79,56 @@ def test_a_debugger_that_takes_no_answers_can_be_interrupted() -> None:
             with pytest.raises(Interrupted):
                 server.wait_for_debugger()
         server.close()
+
+
+COSTLY = {
+    "stores into its own code": "1: incl 2f+1\n2: movl $0, %eax\n jmp 1b",
+    "a port": "1: inb $0x70\n jmp 1b",
+    "a hole": "1: movl 0xf0000000, %eax\n jmp 1b",
+    "many holes": "1: movl (%ebx), %eax\n addl $4096, %ebx\n andl $0xf7ffffff, %ebx\n jmp 1b",
+    "its local APIC": "1: movl 0xfee00020, %eax\n jmp 1b",
+    "CPUID": "1: cpuid\n jmp 1b",
+}
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_what_costs_more_than_a_block_counts_for_more(what: str) -> None:
+    limit = 200_000_000 if "code" in what else 3_000_000
+    begin = "movl $0xf0000000, %ebx\n"
+    with World() as world:
+        guest = world.add_guest(memory_bytes=16 << 20, spin_limit=limit)
+        guest.boot(build_kernel(small_guests.kernel(begin + COSTLY[what])).read_bytes())
+        world.run()
+        assert guest.stop is not None
+        assert guest.stop.kind == SPIN
+        assert guest.vcpu.blocks < limit / 50
+
+
+def test_a_guest_of_costly_blocks_leaves_its_turn_to_others() -> None:
+    zeros = small_guests.kernel("jmp 0x400000")  # two bytes an instruction, none of them a jump
+    with World() as world:
+        guest = world.add_guest(memory_bytes=64 << 20)
+        guest.boot(build_kernel(zeros).read_bytes())
+        world.step()
+        assert guest.stop is None
+        assert 0 < guest.vcpu.blocks < SLICE_BLOCKS // 2
+
+
+def test_a_signal_ends_the_middle_of_a_run() -> None:
+    with World() as world:
+        guest = world.add_guest(memory_bytes=16 << 20)
+        guest.boot(build_kernel(small_guests.kernel(COSTLY["a port"])).read_bytes())
+        before = signal.signal(signal.SIGUSR1, lambda *_: world.pause())
+        hooks = guest.vcpu.engine._hooks
+        read = hooks.read_port
+
+        def read_port(port: int, size: int) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            return read(port, size)
+
+        hooks.read_port = read_port  # type: ignore[method-assign]
+        try:
+            world.step()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert 0 < guest.vcpu.blocks < 20

@@ -27,6 +27,8 @@ from xenlive.machine.emulated.processor import capi
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlive.machine.emulated.processor.effort import Effort
+
 _PIECE_SHIFT = 21
 _PIECE_SIZE = 1 << _PIECE_SHIFT
 _LAST_ADDRESS = (1 << 64) - 1
@@ -39,8 +41,11 @@ _TB_BYTES_AT = 10
 class CodeWatch:
     """The hooks of one engine `uc`; `callback` makes a C function from one of ours."""
 
-    def __init__(self, library: Any, uc: ctypes.c_void_p, callback: Callable[..., Any]) -> None:
+    def __init__(
+        self, library: Any, uc: ctypes.c_void_p, callback: Callable[..., Any], effort: Effort
+    ) -> None:
         self._lib = library
+        self._effort = effort
         self._uc = uc
         self._edge = callback(capi.OnEdge, self._on_edge)
         self._unmapped: Any = None
@@ -124,6 +129,7 @@ class CodeWatch:
         """A block was translated, and is about to run. It is in one page or two."""
         address = ctypes.c_uint64.from_address(block).value
         size = ctypes.c_uint16.from_address(block + _TB_BYTES_AT).value
+        self._effort.add_translated(size)
         self._note(address)
         if (address + max(size, 1) - 1) >> 12 != address >> 12:
             self._note(address + size - 1)

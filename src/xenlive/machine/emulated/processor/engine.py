@@ -50,6 +50,7 @@ from xenlive.machine.emulated.processor.cpustate import (
     STATE_SIZE,
     CpuState,
 )
+from xenlive.machine.emulated.processor.effort import CALL_BLOCKS, Effort
 from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit
 from xenlive.machine.emulated.processor.floats import FloatRegisters
 from xenlive.machine.emulated.processor.library import VERSION, load_library
@@ -100,7 +101,9 @@ class Engine(CpuState):
         self._callbacks: list[object] = []  # ctypes forgets them, Unicorn doesn't
         self._raised: BaseException | None = None
         self._exit: Exit | None = None
-        self._mappings = Mappings(self._lib, self._uc, hooks, self._callback)
+        #: What the last run cost beside its blocks.
+        self.effort = Effort(lambda: self.limit(0))
+        self._mappings = Mappings(self._lib, self._uc, hooks, self._callback, self.effort)
         #: Breakpoints by linear address: a run ends with BREAKPOINT before such an instruction.
         self.breaks = Breaks(self._hook_late, self._unhook, self._callback, self._on_break)
         self._stop_at = capi.address_of_function(self._lib.uc_emu_stop)
@@ -159,13 +162,10 @@ class Engine(CpuState):
             raise EmulatorError(f"debug registers are not where Unicorn {VERSION} has them")
 
     def _add_hooks(self) -> None:
-        hooks = self._hooks
         self._hook(capi.HOOK_INTR, capi.OnInterrupt, self._on_interrupt)
         self._mappings.watch.begin(self._callback(capi.OnUnmapped, self._on_unmapped))
-        self._hook(capi.HOOK_INSN, capi.OnIn, lambda _, p, s, __: hooks.read_port(p, s), "in")
-        self._hook(
-            capi.HOOK_INSN, capi.OnOut, lambda _, p, s, v, __: hooks.write_port(p, s, v), "out"
-        )
+        self._hook(capi.HOOK_INSN, capi.OnIn, self._on_in, "in")
+        self._hook(capi.HOOK_INSN, capi.OnOut, self._on_out, "out")
         self._hook(capi.HOOK_INSN, capi.OnTsc, lambda *_: self._on_tsc(), "rdtsc")
         self._hook(capi.HOOK_INSN, capi.OnTsc, lambda *_: self._on_tsc(is_rdtscp=True), "rdtscp")
         self._hook(
@@ -264,7 +264,16 @@ class Engine(CpuState):
         self._lib.uc_context_save(self._uc, self._context)
         self._end_run(Exit(kind, address=self._quads[16]))
 
+    def _on_in(self, _: int, port: int, size: int, __: int) -> int:
+        self.effort.add(CALL_BLOCKS)
+        return self._hooks.read_port(port, size)
+
+    def _on_out(self, _: int, port: int, size: int, value: int, __: int) -> None:
+        self.effort.add(CALL_BLOCKS)
+        self._hooks.write_port(port, size, value)
+
     def _on_tsc(self, is_rdtscp: bool = False) -> int:
+        self.effort.add(CALL_BLOCKS)
         value = self._hooks.read_tsc()
         self._poke(capi.REG_RAX, value & 0xFFFFFFFF)
         self._poke(capi.REG_RDX, value >> 32 & 0xFFFFFFFF)
@@ -362,6 +371,7 @@ class Engine(CpuState):
         watch.tidy()
         self._budget, self._counter.left = budget, budget + goes_on
         self._cut = 0
+        self.effort.begin()
         self._exit = None
         self.breaks.passed, self.breaks.is_silent = self.linear_rip if passes else None, is_step
         error = self._lib.uc_emu_start(self._uc, self._quads[16], 0, 0, is_step)

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from xenlive.machine.emulated.processor import capi
 from xenlive.machine.emulated.processor.codewatch import CodeWatch
+from xenlive.machine.emulated.processor.effort import CALL_BLOCKS, HOLE_BLOCKS
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE
 from xenlive.machine.emulated.stop import UNSUPPORTED, GuestStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from xenlive.machine.emulated.processor.effort import Effort
     from xenlive.machine.emulated.processor.exits import EngineHooks
 
 _LAZY_HOLES_MAX = 512
@@ -40,14 +42,20 @@ class Mappings:
     """The mappings of one engine `uc`; `callback` makes a C function from one of ours."""
 
     def __init__(
-        self, library: Any, uc: ctypes.c_void_p, hooks: EngineHooks, callback: Callable[..., Any]
+        self,
+        library: Any,
+        uc: ctypes.c_void_p,
+        hooks: EngineHooks,
+        callback: Callable[..., Any],
+        effort: Effort,
     ) -> None:
         self._lib = library
         self._uc = uc
         self._hooks = hooks
+        self._effort = effort
         self._load = callback(capi.OnLoad, self._on_load)
         self._store = callback(capi.OnStore, self._on_store)
-        self.watch = CodeWatch(library, uc, callback)
+        self.watch = CodeWatch(library, uc, callback, effort)
         self._holes: set[int] = set()
         self._readonly: dict[int, int] = {}
         #: Whether what was translated from here may be true no more.
@@ -105,6 +113,7 @@ class Mappings:
     def make_hole(self, address: int) -> None:
         """From the hook of accesses to nothing: the page there answers from now on."""
         page = address & ~(PAGE_SIZE - 1)
+        self._effort.add(HOLE_BLOCKS)
         self._ask_for(page)
         self._holes.add(page)
 
@@ -134,6 +143,7 @@ class Mappings:
         capi.check(self._lib, error, f"leave a hole at {page:#x}")
 
     def _on_load(self, _: int, offset: int, size: int, page: int | None) -> int:
+        self._effort.add(CALL_BLOCKS)
         base = page or 0
         behind = self._readonly.get(base)
         if behind is None:
@@ -141,4 +151,5 @@ class Mappings:
         return int.from_bytes(ctypes.string_at(behind + offset, size), "little")
 
     def _on_store(self, _: int, offset: int, size: int, value: int, page: int | None) -> None:
+        self._effort.add(CALL_BLOCKS)
         self._hooks.write_hole((page or 0) + offset, size, value)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xenlive.machine.emulated.processor import exits
 from xenlive.machine.emulated.processor.debugging import Points
 from xenlive.machine.emulated.processor.delivery import Event
+from xenlive.machine.emulated.processor.effort import EXIT_BLOCKS
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks
 from xenlive.machine.emulated.processor.handling import ExitHandler, HypercallRecord
@@ -48,7 +49,8 @@ BLOCK_NS = 10
 RDTSC_NS = 100
 _NMI = 2
 # Exits of a guest that may be polling the time stamp counter.
-_MAY_POLL = frozenset((exits.BUDGET, exits.STOPPED, exits.BREAKPOINT, exits.CPUID))
+_NO_EXIT = frozenset((exits.BUDGET, exits.STOPPED, exits.BREAKPOINT))
+_MAY_POLL = _NO_EXIT | {exits.CPUID}
 # While an NMI waits for the end of another's handler, it is looked for after each block; of a
 # handler that goes on for long, less often.
 _NMI_LONG_BLOCKS = 10_000
@@ -216,8 +218,12 @@ class Vcpu(ExitHandler):
         return state
 
     def pause(self) -> None:
-        """From a function that `run` calls: `run` returns RUN_PAUSED as soon as that is done."""
+        """From a function that `run` calls: `run` returns RUN_PAUSED as soon as that is done.
+
+        Also from a signal's handler, which may come in the middle of the engine's run.
+        """
         self._pauses = True
+        self._look_again()
 
     def step(self) -> str:
         """Lets one instruction happen, or the delivery of one interrupt, and pauses.
@@ -286,6 +292,8 @@ class Vcpu(ExitHandler):
         self._is_in_run = False
         if found.kind not in _MAY_POLL:
             self._polling.reset()
+        if found.kind not in _NO_EXIT:
+            self._quiet_blocks += EXIT_BLOCKS
         is_open = found.kind in (exits.BREAKPOINT, exits.STOPPED)
         if is_open:
             self._open = self.engine.left, True
@@ -373,9 +381,13 @@ class Vcpu(ExitHandler):
             self._end -= self._skipped
         self.clock.advance(executed * BLOCK_NS + self._tsc_ns)
         self._quiet_blocks += executed
+        effort = self.engine.effort
+        self._quiet_blocks += effort.counted_blocks
+        if effort.is_too_much:
+            self._end = self.blocks  # others want their turn
         if self._quiet_blocks > self.spin_limit and not is_open:
-            what = f"no hypercall and no halt in {self._quiet_blocks} blocks of code"
-            raise GuestStop(SPIN, what)
+            many = f"{self._quiet_blocks} blocks of code, or in what costs as much"
+            raise GuestStop(SPIN, f"no hypercall and no halt in {many}")
 
     def _now_ns(self) -> int:
         # In the middle of a run what it has executed so far is not on the clock yet.

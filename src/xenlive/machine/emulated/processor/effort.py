@@ -1,0 +1,72 @@
+"""What a guest costs its host beside executing blocks, so that no guest keeps it busy for nothing.
+
+A block of code counts as one, and most take some nanoseconds. Some take a million times that: new
+code has to be translated, an access to memory that is not there is a call of Python, and each exit
+leaves the emulator. A guest that does nothing else would reach a limit of blocks after hours.
+So these count for the blocks that could have been executed meanwhile, roughly:
+
+    an access to a hole, to a page that asks, to a port, RDTSC    a call of Python
+    a page of holes that is touched first                         all translations' addresses go
+    a block that is translated                                    by its bytes
+    an exit                                                       the state is saved and looked at
+
+**Invariants.** Virtual time knows nothing of this. What a guest asks for is the same each time it
+runs; what is translated depends on what was before, as in a run that was saved, and so it only
+counts for a guest that has very much of it. A run ends before its time only if it costs what many
+millions of blocks would.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CALL_BLOCKS = 200
+HOLE_BLOCKS = 40_000
+_TRANSLATION_BLOCKS = 1000
+_TRANSLATED_BYTE_BLOCKS = 100
+EXIT_BLOCKS = 3000
+# In one run: what many new programs together come to is less.
+_TRANSLATED_MAX_BLOCKS = 5_000_000
+#: One run may cost as much as so many blocks: about a second.
+RUN_MAX_BLOCKS = 150_000_000
+
+
+class Effort:
+    """The effort of one run; `too_much` is called, again and again, once it is."""
+
+    __slots__ = ("_too_much", "asked_blocks", "translated_blocks")
+
+    def __init__(self, too_much: Callable[[], object]) -> None:
+        self._too_much = too_much
+        self.begin()
+
+    def begin(self) -> None:
+        """A run begins."""
+        #: What the guest asked for and what was translated, so far, in blocks.
+        self.asked_blocks = self.translated_blocks = 0
+
+    @property
+    def counted_blocks(self) -> int:
+        """What counts as spinning: what was asked for, and very much translation."""
+        counts = self.translated_blocks > _TRANSLATED_MAX_BLOCKS
+        return self.asked_blocks + (self.translated_blocks if counts else 0)
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether the run was ended for it."""
+        return self.asked_blocks + self.translated_blocks > RUN_MAX_BLOCKS
+
+    def add(self, blocks: int) -> None:
+        """From a hook: something was asked for that takes as long as `blocks` blocks."""
+        self.asked_blocks += blocks
+        if self.is_too_much:
+            self._too_much()
+
+    def add_translated(self, size_bytes: int) -> None:
+        """From a hook: a block of so many bytes was translated."""
+        self.translated_blocks += _TRANSLATION_BLOCKS + size_bytes * _TRANSLATED_BYTE_BLOCKS
+        if self.is_too_much:
+            self._too_much()
