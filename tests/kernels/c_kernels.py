@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 PVH = HERE / "pvh"
 LINK_SCRIPT = PVH / "kernel.ld"
 #: The way in, traps and text, which every kernel needs.
-RUNTIME = (PVH / "entry.S", PVH / "traps.S", PVH / "runtime.c")
+RUNTIME = (PVH / "entry.S", PVH / "traps.S", PVH / "idt.c", PVH / "runtime.c")
 DEFAULT_BASE = 0x100000
 
 _FLAGS = (

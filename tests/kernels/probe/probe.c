@@ -10,6 +10,7 @@
  * hvm/params.h, io/console.h, event_channel.h, sched.h).
  */
 
+#include "idt.h"
 #include "runtime.h"
 #include "xen.h"
 
@@ -51,17 +52,7 @@ struct console {
     uint32_t in_cons, in_prod, out_cons, out_prod;
 };
 
-struct gate {
-    uint16_t offset_low, selector;
-    uint8_t ist, type;
-    uint16_t offset_high;
-#ifdef __x86_64__
-    uint32_t offset_top, reserved;
-#endif
-};
-
 extern char hypercall_page[];
-extern const uint32_t trap_entries[33];
 
 /* From probe.S: whether the instruction gave a general protection fault, and its handler. */
 int read_msr(uint32_t msr, uint32_t value[2]);
@@ -70,7 +61,6 @@ void on_protection(void);
 
 static volatile struct console *console;
 static uint32_t console_port;
-static struct gate idt[32];
 
 /* What was told so far: writing it to the console would raise events between the steps. */
 static char told[KEPT];
@@ -171,29 +161,6 @@ void on_event(void)
 {
 }
 
-static void set_gate(unsigned vector, uintptr_t handler)
-{
-    struct gate gate = {.type = 0x8e};
-
-    __asm__("mov %%cs, %0" : "=r"(gate.selector));
-    gate.offset_low = (uint16_t)handler;
-    gate.offset_high = (uint16_t)(handler >> 16);
-    idt[vector] = gate;
-}
-
-static void load_idt(void)
-{
-    struct {
-        uint16_t limit;
-        uintptr_t base;
-    } __attribute__((packed)) pointer = {sizeof(idt) - 1, (uintptr_t)idt};
-
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_gate(vector, trap_entries[vector]);
-    set_gate(GENERAL_PROTECTION, (uintptr_t)on_protection);
-    __asm__ volatile("lidt %0" : : "m"(pointer));
-}
-
 /* ---- steps ---- */
 
 static void tell_bytes(const unsigned char *at, uint32_t size)
@@ -256,6 +223,7 @@ void kernel_main(uint32_t start_info)
     uint32_t page[2] = {(uint32_t)(uintptr_t)hypercall_page, 0};
 
     load_idt();
+    set_gate(GENERAL_PROTECTION, (uintptr_t)on_protection);
     write_msr(0x40000000, page);
     console = (void *)(uintptr_t)(get_param(PARAM_console_pfn) * PAGE);
     console_port = (uint32_t)get_param(PARAM_console_evtchn);

@@ -6,6 +6,7 @@
  */
 
 #include "xen.h"
+#include "idt.h"
 #include "runtime.h"
 
 enum {
@@ -56,23 +57,12 @@ struct console {
     uint32_t in_cons, in_prod, out_cons, out_prod;
 };
 
-struct idt_gate {
-    uint16_t offset_low, selector;
-    uint8_t ist, type;
-    uint16_t offset_high;
-#ifdef __x86_64__
-    uint32_t offset_top, reserved;
-#endif
-};
-
 extern char hypercall_page[];
-extern const uint32_t trap_entries[33];
 
 static volatile struct shared_info *const shared = (void *)((uintptr_t)SHARED_GFN * PAGE);
 static volatile struct console *console;
 static uint32_t console_port, timer_port;
 static volatile unsigned ticks;
-static struct idt_gate idt[256];
 
 static void cpuid(uint32_t leaf, uint32_t out[4])
 {
@@ -195,29 +185,6 @@ void on_event(void)
     }
 }
 
-static void set_gate(unsigned vector, uintptr_t handler)
-{
-    struct idt_gate gate = {.type = 0x8e};
-
-    __asm__("mov %%cs, %0" : "=r"(gate.selector));
-    gate.offset_low = (uint16_t)handler;
-    gate.offset_high = (uint16_t)(handler >> 16);
-    idt[vector] = gate;
-}
-
-static void load_idt(void)
-{
-    struct {
-        uint16_t limit;
-        uintptr_t base;
-    } __attribute__((packed)) pointer = {sizeof(idt) - 1, (uintptr_t)idt};
-
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_gate(vector, trap_entries[vector]);
-    set_gate(UPCALL, trap_entries[32]);
-    __asm__ volatile("lidt %0" : : "m"(pointer));
-}
-
 /* ---- start and end ---- */
 
 static void find_xen(void)
@@ -266,6 +233,7 @@ void xen_start(void)
     long result;
 
     load_idt();
+    set_gate(UPCALL, trap_entries[32]);
     find_xen();
     find_console();
     map_shared_info();
