@@ -13,7 +13,7 @@ as Xen does: in order, a freed one only after all that were free before it.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xenlive.abi.hypercalls.grant_table import (
@@ -152,6 +152,15 @@ class GrantMappings:
             raise GrantError(_UNMAP, GNTST_general_error, why)
         self._space.unhook(gfn)
         self._end(handle)
+        if gfn != mapped.gfn:
+            self._exchange(gfn, mapped)
+
+    def _exchange(self, gfn: int, ended: Mapped) -> None:
+        """The page was taken from the place of another mapping of it, which has this one's now."""
+        for handle, other in self._mapped.items():
+            if other.gfn == gfn and other.frame == ended.frame:
+                self._mapped[handle] = replace(other, gfn=ended.gfn)
+                return
 
     def release_all(self) -> None:
         """Ends all mappings: the domain is gone (`gnttab_release_mappings`)."""
