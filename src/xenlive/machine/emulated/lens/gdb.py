@@ -93,9 +93,14 @@ class Stub:
     def receive(self, data: bytes) -> bytes:
         """What to answer to some bytes of the debugger's."""
         answers = bytearray()
+        was_repeated = False
         for arrived in self._reader.receive(data):
             if self.is_detached:
                 break
+            if arrived.kind == gdbpackets.AGAIN:
+                if was_repeated:  # a long answer for each byte would fill memory
+                    continue
+                was_repeated = True
             answers += self._answer(arrived)
         return bytes(answers)
 

@@ -23,7 +23,7 @@ PAYLOAD_MAX = 0x4000
 
 _ESCAPE = 0x7D
 _TURN = 0x20
-_SPECIAL = b"#$*}"
+_SPECIAL = b"}#$*"  # the escape itself first
 _DOLLAR, _HASH, _CTRL_C = 0x24, 0x23, 0x03
 _PLUS, _MINUS = 0x2B, 0x2D
 
@@ -94,10 +94,10 @@ def unescape(data: bytes) -> bytes:
 
 def encode_packet(payload: bytes) -> bytes:
     """A packet to send."""
-    escaped = bytearray()
-    for byte in payload:
-        escaped += bytes((_ESCAPE, byte ^ _TURN)) if byte in _SPECIAL else bytes((byte,))
-    return b"$%b#%02x" % (bytes(escaped), sum(escaped) & 0xFF)
+    escaped = payload
+    for byte in _SPECIAL:
+        escaped = escaped.replace(bytes((byte,)), bytes((_ESCAPE, byte ^ _TURN)))
+    return b"$%b#%02x" % (escaped, sum(escaped) & 0xFF)
 
 
 def decode_hex(text: bytes) -> bytes | None:
