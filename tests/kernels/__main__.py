@@ -26,7 +26,7 @@ KERNELS = {
 
 
 def main(folder: Path) -> int:
-    """Writes `NAME-BITS.elf` for each kernel, for 64 and 32 bits."""
+    """Writes `NAME-BITS.elf` for each kernel, for 64 and 32 bits; one of them for GDB, too."""
     if not have_tools():
         sys.stderr.write("the kernels are built by gcc and ld: install them (Debian: gcc)\n")
         return 1
@@ -34,6 +34,8 @@ def main(folder: Path) -> int:
     for name, build in KERNELS.items():
         for bits in (64, 32):
             _write(folder / f"{name}-{bits}.elf", build(bits))
+    for bits in (64, 32):
+        _write(folder / f"script-{bits}-debug.elf", script_kernel(bits, for_debugger=True))
     busybox = packages.busybox()
     if packages.linux_image() is not None and busybox is not None:
         _write(folder / "vmlinux", packages.linux_elf())
