@@ -15,6 +15,7 @@ from xenlive.errors import XenliveError
 if TYPE_CHECKING:
     from xenlive.cli.terminal import Terminal
     from xenlive.client.codec import Answer
+    from xenlive.machine.emulated.backends.remote_store import RemoteStore
     from xenlive.machine.emulated.hypervisor.domain import Domain
     from xenlive.machine.emulated.interface import Clock
     from xenlive.machine.emulated.world import World
@@ -92,17 +93,40 @@ def world_with_store(rundir: Path | None, terminal: Terminal) -> Iterator[World]
     world = World(make_store)
     store = world.store
     assert isinstance(store, RemoteStore)
-    terminal.listen(store)
+    told = _Told(store, f"the hosted Xenstore of {rundir} went away")
+    terminal.listen(told)
     try:
         yield world
     finally:
-        was_gone = store.is_gone
+        told.say_if_gone()
         for guest in list(world.guests):
             with contextlib.suppress(XenliveError):
                 world.remove_guest(guest)
         store.close()
-        if was_gone:
-            click.echo(f"the hosted Xenstore of {rundir} went away", err=True)
+
+
+class _Told:
+    """Hears of `store` for the terminal, and says on stderr `end` as soon as it is gone.
+
+    At once, as its guests may wait for ever then, before a terminal at which keys might come.
+    """
+
+    def __init__(self, store: RemoteStore, end: str) -> None:
+        self._store = store
+        self._end = end
+        self._is_said = False
+
+    def fileno(self) -> int:
+        return self._store.fileno()
+
+    def ready(self) -> None:
+        self._store.ready()
+        self.say_if_gone()
+
+    def say_if_gone(self) -> None:
+        if self._store.is_gone and not self._is_said:
+            self._is_said = True
+            click.echo(self._end, err=True)
 
 
 def _payload(answer: Answer) -> bytes:
