@@ -257,7 +257,8 @@ def test_it_stops_at_an_entry(boot: Boot, script: Callable[[int], Path]) -> None
     assert said["console"].splitlines()[-1] == "kexec"
     assert said["backtrace"][0]["name"] == "entry+0x0"
     assert said["end"] == "stopped at the entry of kernel 1"
-    boot(*words, "--stop-at-entry", "2")
+    done = boot(*words, "--stop-at-entry", "2")
+    assert done.stderr == "--stop-at-entry 2: the chain ended before\n"
 
 
 @pytest.mark.peer

@@ -302,6 +302,8 @@ class Lens:
         """What `--json` has of it."""
         found = self._handovers.found if self._handovers is not None else []
         said: dict[str, Any] = {"handovers": found}
+        if self._handovers is not None and self._handovers.left_out:
+            said["handovers_left_out"] = self._handovers.left_out
         if self._faults is not None:
             said["faults"] = [str(fault) for fault in self._faults.happened]
             said["faults_waiting"] = [str(fault) for fault in self._faults.waiting]
@@ -316,11 +318,15 @@ class Lens:
             raise self._next.failure
 
     def say_what_did_not_happen(self) -> None:
-        """On stderr: faults that the guest never came to, kernels that were never entered."""
+        """On stderr: faults and entries that the guest never came to, kernels never entered."""
         for fault in self._faults.waiting if self._faults is not None else []:
             click.echo(f"--fail {fault}: the guest made fewer such calls", err=True)
         for kernel in self._next.waiting if self._next is not None else []:
             click.echo(f"--next {kernel.name}: the guest never rebooted for it", err=True)
+        if self._wanted.stop_at_entry is not None and not self.is_stopped():
+            click.echo(
+                f"--stop-at-entry {self._wanted.stop_at_entry}: the chain ended before", err=True
+            )
 
 
 def _trace_entry(trace: Trace, guest: Guest, entry: Entry) -> None:
