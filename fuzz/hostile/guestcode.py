@@ -10,11 +10,6 @@
 
 **What must hold.** The guest ends, waits, or goes on for longer than it is watched; nothing is
 raised; and the same program leaves the same registers, memory, time and end.
-
-A block of code counts as one whatever it does, and each access to memory that is not there is a
-call of Python: blocks of nothing else take many seconds before the limit of blocks ends them.
-Until such accesses count, the hunt has this target only when it is named:
-`--target hostile.guestcode`.
 """
 
 from __future__ import annotations

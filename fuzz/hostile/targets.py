@@ -17,6 +17,7 @@ TARGETS = {
     "image": "hostile.images",
     "show": "hostile.showing",
     "guest": "hostile.guests",
+    "code": "hostile.guestcode",
 }
 
 

@@ -17,6 +17,7 @@ ENGINES = ["plain", "guided"] if can_guide() else ["plain"]
 ENGINE = ENGINES[-1]
 # Inputs in `make test`; a second or two each. `make fuzz` goes on for as long as it is told.
 RUNS = {"module": 1000, "start-info": 800, "kernel": 600, "image": 200, "show": 40, "guest": 150}
+RUNS["code"] = 30
 REGRESSIONS = sorted((HUNT.parent / "regressions").glob("*/*"))
 
 

@@ -128,7 +128,7 @@ def boot_command(
         }
         terminal = Terminal(_stdin())
         world = click.get_current_context().with_resource(world_with_store(store_rundir, terminal))
-        sink = output.written.extend if as_json else terminal.show
+        sink = output.written.add if as_json else terminal.show
         if kernel is None:
             guest = others.restore(world, sink, as_json)
         else:

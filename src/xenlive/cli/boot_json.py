@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from xenlive.cli.failure import EXPECTED, in_one_line
+from xenlive.cli.kept import Kept
 
 _SIGNAL_BASE = 128
 
@@ -26,7 +27,7 @@ class JsonOutput:
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
         #: What the guest wrote to its console.
-        self.written = bytearray()
+        self.written = Kept()
         #: What is known of the guest; None before there is one.
         self.describe: Callable[[], dict[str, Any]] | None = None
         self._is_said = False
@@ -49,7 +50,7 @@ class JsonOutput:
         """Prints the object; `ending` has the keys that stand above what the guest came to."""
         self._is_said = True
         said = self.describe() if self.describe is not None else {}
-        said["console"] = self.written.decode("utf-8", "backslashreplace")
+        said |= self.written.as_object()
         click.echo(json.dumps(said | (ending or {})))
 
 

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from xenlive.cli.boot_files import about, read_file, split_word, validate_output
+from xenlive.cli.kept import Kept
 from xenlive.cli.option_groups import options_under
 from xenlive.errors import ConfigError
 from xenlive.machine.emulated.interface import SECOND_NS
@@ -123,7 +124,7 @@ class _Other:
     """A domain beside the first one: what it wrote, and how it ended."""
 
     guest: Guest
-    written: bytearray
+    written: Kept
     report: Report | None = None
 
 
@@ -155,8 +156,8 @@ class Others:
         lines = self._lines or Lines(bytes)
         for number, word in enumerate(self.words, 2):
             path, cmdline = split_word(word)
-            kernel, name, written = read_file(path), f"guest{number}", bytearray()
-            sink = written.extend if self._as_json else lines.of(name)
+            kernel, name, written = read_file(path), f"guest{number}", Kept()
+            sink = written.add if self._as_json else lines.of(name)
             other = world.add_guest(
                 name, memory, sink, guest.vcpu.spin_limit, guest.domain.has_console_io
             )
@@ -176,20 +177,20 @@ class Others:
             raise ValueError("nothing to restore")
         with about(self.restore_from):
             snapshot = read_snapshot(self.restore_from)
-        lines, sinks, texts = Lines(out), iter(range(1 << 16)), dict[str, bytearray]()
+        lines, sinks, texts = Lines(out), iter(range(1 << 16)), dict[str, Kept]()
         is_alone = len(snapshot.memory) == 1
 
         def sink_of(name: str) -> Sink:
             if next(sinks) == 0:
                 return out if is_alone or as_json else lines.of(name)
-            text = texts.setdefault(name, bytearray())
-            return text.extend if as_json else lines.of(name)
+            text = texts.setdefault(name, Kept())
+            return text.add if as_json else lines.of(name)
 
         with about(self.restore_from):
             restore_world(world, snapshot, sink_of)
         self._world, self._first, self._as_json = world, world.guests[0], as_json
         others = world.guests[1:]
-        self._others = [_Other(one, texts.get(one.name, bytearray())) for one in others]
+        self._others = [_Other(one, texts.get(one.name, Kept())) for one in others]
         self._watch_entries()
         return world.guests[0]
 
@@ -256,7 +257,7 @@ class Others:
                     "domid": other.guest.domain.domid,
                     "end": report.end_name(other.guest.stop),
                     "exit": report.exit_code(other.guest.stop),
-                    "console": other.written.decode("utf-8", "backslashreplace"),
+                    **other.written.as_object(),
                 }
                 for other in self._others
             ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -191,3 +193,28 @@ def test_a_damaged_file_raises_nothing(data: st.DataObject) -> None:
     symbols = Symbols(bytes(elf[: cut or len(elf)]))
     symbols.find(0x100000)
     symbols.is_at(0x100000, lambda at, size: None)
+
+
+@pytest.mark.peer
+def test_symbols_of_a_file_that_lies_about_them_are_bounded() -> None:
+    """Fifty thousand symbols share a name of ten million letters: each is cut before it is kept."""
+    elf = bytearray(build_kernel(small_guests.CRASHES_DEEP).read_bytes())
+    names, entry = b"n" * 10_000_000, struct.Struct("<IBBHQQ")
+    table = b"".join(entry.pack(0, 2, 0, 1, 0x100000 + n, 1) for n in range(50_000))
+    headers_at, size, count = struct.unpack_from("<Q10xHH", elf, 40)
+    for at in range(headers_at, headers_at + size * count, size):
+        kind = struct.unpack_from("<I", elf, at + 4)[0]
+        is_last = at == headers_at + size * (count - 1)
+        if kind == 2 or (kind == 3 and not is_last):  # SHT_SYMTAB, SHT_STRTAB but not of sections
+            data = table if kind == 2 else names
+            struct.pack_into("<QQ", elf, at + 24, len(elf), len(data))
+            elf += data
+    tracemalloc.start()
+    try:
+        symbols = Symbols(bytes(elf))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(symbols) == 50_000
+    assert symbols.find(0x100005) == ("n" * 80, 0)
+    assert peak_bytes < 60_000_000

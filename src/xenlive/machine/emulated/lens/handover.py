@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from xenlive.machine.emulated.world import Guest
 
 _CMDLINE_MAX = 4096
+# A chain of kernels may have no end.
+_FOUND_MAX = 256
 _BLOCK_ALIGN = 8
 # As docs/misc/pvh.pandoc has them: flat, accessed, present.
 _FLAT = {"cs": 0x00C09B00, "ds": 0x00C09300, "es": 0x00C09300, "ss": 0x00C09300}
@@ -58,8 +60,10 @@ class Handovers:
         self._poison = poison
         self._before: Pages | None = None
         self._last: Entry | None = None
-        #: What was found at each, as `describe_handover` has it.
+        #: What was found at each, as `describe_handover` has it; of many, at the last ones.
         self.found: list[dict[str, Any]] = []
+        #: How many handovers before those are not kept.
+        self.left_out = 0
         self.on_handover: list[Callable[[dict[str, Any]], object]] = []
         entries.on_left.append(self._on_left)
         entries.on_entry.append(self._on_entry)
@@ -80,6 +84,9 @@ class Handovers:
         self._before, self._last = None, entry
         if entry.n:
             self.found.append(said)
+            if len(self.found) > _FOUND_MAX:
+                del self.found[0]
+                self.left_out += 1
             for heard in self.on_handover:
                 heard(said)
 

@@ -11,8 +11,10 @@ raised. Names are printable and of bounded length: they come from a file.
 from __future__ import annotations
 
 import io
+import struct
 from bisect import bisect_right
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,12 +22,18 @@ if TYPE_CHECKING:
 
 # Names longer than this are cut.
 _NAME_MAX = 80
+# Of a file with more symbols, sections or segments, the first ones are looked at.
+_SYMBOLS_MAX = 500_000
+_PARTS_MAX = 4096
 # A symbol without a size (assembly) reaches to the next one, and no further than this.
 _REACH_MAX = 64 << 10
 # How much of the code is compared to know whether it is this image's.
 _COMPARED = 16
 # What a section of instructions is marked with.
 _SHF_EXECINSTR = 4
+_STT_NOTYPE, _STT_FUNC = 0, 2
+_SHN_UNDEF, _SHN_ABS = 0, 0xFFF1
+_SYMBOL_64, _SYMBOL_32 = struct.Struct("<IBBHQQ"), struct.Struct("<IIIBBH")
 
 
 class Segment(NamedTuple):
@@ -34,7 +42,7 @@ class Segment(NamedTuple):
     virtual: int
     physical: int
     size: int
-    data: bytes
+    data: memoryview
 
 
 class Symbol(NamedTuple):
@@ -43,6 +51,41 @@ class Symbol(NamedTuple):
     address: int
     size: int
     name: str
+
+
+class _Entry(NamedTuple):
+    """A symbol as the file has it (ELF specification, "Symbol Table")."""
+
+    name_at: int
+    info: int
+    section: int
+    value: int
+    size: int
+
+
+def _entry_64(words: tuple[int, ...]) -> _Entry:
+    name_at, info, _, section, value, size = words
+    return _Entry(name_at, info, section, value, size)
+
+
+def _entry_32(words: tuple[int, ...]) -> _Entry:
+    name_at, value, size, info, _, section = words
+    return _Entry(name_at, info, section, value, size)
+
+
+def _add(found: dict[int, Symbol], entry: _Entry, names: bytes) -> None:
+    """One more, if it names code; at the same address a function's name is the better one."""
+    kind = entry.info & 0xF
+    if kind not in (_STT_FUNC, _STT_NOTYPE) or entry.section in (_SHN_UNDEF, _SHN_ABS):
+        return
+    known = found.get(entry.value)
+    if known is not None and (kind != _STT_FUNC or known.size):
+        return
+    name, _, _ = names[entry.name_at : entry.name_at + _NAME_MAX].partition(b"\0")
+    if name:
+        text = name.decode("utf-8", "replace")
+        shown = "".join(c if c.isprintable() else "?" for c in text)
+        found[entry.value] = Symbol(entry.value, entry.size, shown)
 
 
 class Symbols:
@@ -63,32 +106,25 @@ class Symbols:
         from elftools.elf.elffile import ELFFile
 
         file: Any = ELFFile(io.BytesIO(elf))
-        for part in file.iter_segments():
+        for part in islice(file.iter_segments(), _PARTS_MAX):
             if part["p_type"] == "PT_LOAD":
+                data = memoryview(elf)[part["p_offset"] :][: part["p_filesz"]]
                 self._segments.append(
-                    Segment(part["p_vaddr"], part["p_paddr"], part["p_memsz"], part.data())
+                    Segment(part["p_vaddr"], part["p_paddr"], part["p_memsz"], data)
                 )
-        for section in file.iter_sections():
+        table, names = None, b""
+        for section in islice(file.iter_sections(), _PARTS_MAX):
             if section["sh_flags"] & _SHF_EXECINSTR:
                 start = section["sh_addr"]
                 self._code.append(range(start, start + section["sh_size"]))
-        table = file.get_section_by_name(".symtab")
-        for symbol in table.iter_symbols() if table is not None else ():
-            kind, name = symbol["st_info"]["type"], symbol.name
-            if (
-                kind not in ("STT_FUNC", "STT_NOTYPE")
-                or not name
-                or symbol["st_shndx"]
-                in (
-                    "SHN_UNDEF",
-                    "SHN_ABS",
-                )
-            ):
-                continue
-            known = found.get(symbol["st_value"])
-            if known is None or (kind == "STT_FUNC" and not known.size):
-                shown = "".join(c if c.isprintable() else "?" for c in name[:_NAME_MAX])
-                found[symbol["st_value"]] = Symbol(symbol["st_value"], symbol["st_size"], shown)
+            if section.name == ".symtab" and table is None:
+                table, names = section, section.stringtable.data()
+        if table is not None:
+            layout = _SYMBOL_64 if file.elfclass == 64 else _SYMBOL_32
+            content = table.data()
+            end = min(len(content) // layout.size, _SYMBOLS_MAX) * layout.size
+            for entry in layout.iter_unpack(content[:end]):
+                _add(found, _entry_64(entry) if file.elfclass == 64 else _entry_32(entry), names)
 
     def __len__(self) -> int:
         return len(self._symbols)
@@ -125,7 +161,7 @@ class Symbols:
             for start in (segment.virtual, segment.physical):
                 offset = address - start
                 if 0 <= offset < len(segment.data):
-                    wanted = segment.data[offset : offset + _COMPARED]
+                    wanted = bytes(segment.data[offset : offset + _COMPARED])
                     if read(address, len(wanted)) == wanted:
                         return True
         return False
