@@ -186,3 +186,42 @@ def test_a_gate_that_leads_to_no_task(
 @pytest.mark.parametrize("cs", [0, 0x10, 0x0B, 0x60])
 def test_a_task_without_code_faults_in_the_task(machines: Machines, cs: int) -> None:
     assert run(machines, cs=cs) == [(10, cs & ~3), (FAULT, TASK_TSS)]
+
+
+def test_the_segments_of_a_task_are_looked_up_by_its_own_page_tables(machines: Machines) -> None:
+    """0x800000 is another table of descriptors in each task: one of them has data that is there."""
+    with_tables = """
+        movl $0xc00000, %edi
+        call 7f
+        movb $0x93, 0xc00000 + 0x2d
+        movl $0x800000, %edi
+        call 7f
+        movl $0x800000, gdt_at + 2
+        movl $0x83, 0x700000                        /* large pages: 0, 0x400000, 0x800000 */
+        movl $0x400083, 0x700004
+        movl $0x800083, 0x700008
+        movl $0x83, 0x701000
+        movl $0x400083, 0x701004
+        movl $0xc00083, 0x701008
+        movl $0x700000, main_tss + 0x1c
+        movl $0x701000, task_tss + 0x1c
+        movl $0x28, task_tss + 0x54                 /* ds */
+        movl $0x700000, %eax
+        movl %eax, %cr3
+        movl %cr4, %eax
+        orl $0x10, %eax
+        movl %eax, %cr4
+        movl %cr0, %eax
+        orl $0x80000000, %eax
+        movl %eax, %cr0
+        lgdt gdt_at
+        int $0x40
+        finish32
+7:
+        movl $own_gdt, %esi
+        movl $0x30, %ecx
+        rep movsb
+        ret
+"""
+    (in_task, _), (link, _), *_ = run(machines, with_tables)
+    assert (in_task, link) == (IN_TASK, MAIN_TSS)

@@ -26,6 +26,7 @@ from xenlive.machine.emulated.processor.descriptors import (
     PRESENT,
     READABLE,
     WRITABLE,
+    Descriptors,
 )
 from xenlive.machine.emulated.processor.exits import Segment
 from xenlive.machine.emulated.processor.faults import (
@@ -39,7 +40,6 @@ from xenlive.machine.emulated.stop import UNSUPPORTED, GuestStop
 
 if TYPE_CHECKING:
     from xenlive.machine.emulated.processor.cpustate import CpuState
-    from xenlive.machine.emulated.processor.descriptors import Descriptors
     from xenlive.machine.emulated.processor.paging import Physical
 
 _LIMIT_MIN = 103
@@ -91,7 +91,9 @@ def switch_task(
     paging.write(physical, new.base, struct.pack("<H", old.selector))
     paging.write(physical, busy_at, bytes([new.flags >> 8 & 0xFF | _BUSY_BIT >> 8]))
     _take_up(cpu, new._replace(flags=new.flags | _BUSY_BIT), incoming)
-    _load_segments(cpu, incoming, switch.external, descriptors)
+    # The tables of the new task, as Xen's `hvm_task_switch` reads them: CR3 comes before segments.
+    new_tables = Descriptors(cpu, physical, cpu.paging(), switch.external)
+    _load_segments(cpu, incoming, switch.external, new_tables)
     if switch.error is not None:
         _push_error(cpu, physical, switch)
 
