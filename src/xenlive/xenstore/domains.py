@@ -121,13 +121,19 @@ def do_resume(server: XenstoreServer, conn: Connection, request: Request, view: 
 
 
 def do_set_target(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
-    """SET_TARGET `domid|tdomid|`: the first may from now on do what the second may."""
+    """SET_TARGET `domid|tdomid|`: the first may from now on do what the second may.
+
+    Domain 0 counts as introduced, always.
+    """
     strings = request.payload.split(b"\0")[:-1]
     if len(strings) < 2:
         raise XenstoreError("EINVAL")
     domid, target = parse_domid(strings[0]), parse_domid(strings[1])
-    guest = _introduced(server, domid)
-    guest.target = _introduced(server, target).domid
+    guest = server.rings.get(_DOM0) if domid == _DOM0 else _introduced(server, domid)
+    if target != _DOM0:
+        _introduced(server, target)
+    if guest is not None:  # domain 0 may do all there is, with a ring or without
+        guest.target = target
     return _OK
 
 
