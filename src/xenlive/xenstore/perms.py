@@ -44,6 +44,7 @@ def intern(raw: bytes) -> bytes:
     if same is None:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
+            _known[OWN] = OWN
         _known[raw] = same = raw
     return same
 
@@ -51,6 +52,10 @@ def intern(raw: bytes) -> bytes:
 def make(*entries: tuple[str, int]) -> bytes:
     """Permissions from pairs of access letter and domid: `make(("n", 0), ("r", 5))`."""
     return intern(b"".join([_ENTRY.pack(ord(letter), 0, domid) for letter, domid in entries]))
+
+
+#: Domain 0's own, and nobody else's business: most nodes have these, which are one object for ever.
+OWN = make(("n", 0))
 
 
 def owner_of(raw: bytes) -> int:
