@@ -109,7 +109,7 @@ def test_a_new_domain_does_not_inherit_from_the_last_with_its_number() -> None:
         owner.ask(XS_SET_PERMS, path + b"n0\0r3\0")
         assert guest.ask(XS_READ, path) == b"v"
     server.disconnect(guest.conn)
-    server.store.remove_domain(3)
+    del server.store.domains[3]
     successor = Client(server, domid=3)
     owner.ask(XS_WRITE, b"/busy\0v")  # written after the new domain came, for the old one
     owner.ask(XS_WRITE, b"/dir/child\0v")

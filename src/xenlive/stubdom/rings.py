@@ -25,7 +25,7 @@ from xenlive.abi.hypercalls.xen import VIRQ_DOM_EXC
 from xenlive.abi.xs_ring import XENSTORE_ERROR_COMM
 from xenlive.errors import HypercallError, XenstoreError
 from xenlive.xenstore import domains
-from xenlive.xenstore.connection import Connection, Ring
+from xenlive.xenstore.connection import Connection
 from xenlive.xenstore.domains import DomainState, Link, Links
 from xenlive.xenstore.ringpage import RingPage
 
@@ -73,7 +73,7 @@ class RingLinks(Links):
             machine.console(f"domain {domid} can't be introduced: {error}")
             raise XenstoreError("EINVAL") from None
         connection = self.server.connect(domid)
-        connection.ring = Ring(own, state.unique_id)
+        self.server.set_ring(connection, own, state.unique_id)
         link = RingLink(self, connection, page)
         link.page.start()
         link.listen(own)
@@ -170,7 +170,7 @@ class RingLink(Link):
             machine.console(f"domain {self._connection.domid} has no port {port}: {error}")
             return
         if ring is not None:
-            ring.evtchn = own
+            self._links.server.set_ring(self._connection, own, ring.unique_id)
         self.listen(own)
 
     def reset(self) -> None:

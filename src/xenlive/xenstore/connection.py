@@ -47,7 +47,10 @@ class Ring:
 
 
 class Connection:
-    """One client: a socket (always domain 0) or a domain's ring."""
+    """One client: a socket (always domain 0) or a domain's ring.
+
+    `number` is no other connection's of its server, ever; 0 for one that has no server yet.
+    """
 
     __slots__ = (
         "_counted",
@@ -65,6 +68,7 @@ class Connection:
         "mask",
         "next_transaction",
         "noted",
+        "number",
         "out",
         "privileged",
         "ring",
@@ -76,7 +80,8 @@ class Connection:
         "watches",
     )
 
-    def __init__(self, domid: int) -> None:
+    def __init__(self, domid: int, number: int = 0) -> None:
+        self.number = number
         self.domid = domid
         self.privileged = domid == 0
         self.home = home_of(domid)

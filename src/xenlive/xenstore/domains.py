@@ -19,7 +19,6 @@ introduction, and the second also when a domain has shut down and is still there
 from __future__ import annotations
 
 from xenlive.errors import XenstoreError
-from xenlive.xenstore import perms
 from xenlive.xenstore.words import atoi, only_word, parse_domid
 
 TYPE_CHECKING = False
@@ -94,8 +93,7 @@ def do_introduce(server: XenstoreServer, conn: Connection, request: Request, vie
         if server.links is None:
             raise XenstoreError("EINVAL")  # no machine, no such domain
         guest = server.links.connect(domid, port)
-        server.rings[domid] = guest
-        server.introduced.add(domid)
+        server.introduce(guest)
         if domid != _DOM0:
             server.watches.fire(server.store, b"@introduceDomain", None, exact=True)
     elif guest.link is not None:
@@ -115,8 +113,7 @@ def do_release(server: XenstoreServer, conn: Connection, request: Request, view:
 def do_resume(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
     """RESUME `domid|`: a domain that had shut down runs again."""
     guest = _introduced(server, _one_domid(request))
-    if guest.ring is not None:
-        guest.ring.is_shut_down = False
+    server.set_shut_down(guest, False)
     return _OK
 
 
@@ -133,7 +130,7 @@ def do_set_target(server: XenstoreServer, conn: Connection, request: Request, vi
     if target != _DOM0:
         _introduced(server, target)
     if guest is not None:  # domain 0 may do all there is, with a ring or without
-        guest.target = target
+        server.set_target(guest, target)
     return _OK
 
 
@@ -165,11 +162,11 @@ def check(server: XenstoreServer) -> None:
             continue
         ring = guest.ring
         if ring.unique_id is None and state is not None:
-            ring.unique_id = state.unique_id
+            server.set_ring(guest, ring.evtchn, state.unique_id)
         if state is None or state.unique_id != ring.unique_id:
             forget(server, guest)
         elif state.is_shut_down and not ring.is_shut_down:
-            ring.is_shut_down = True
+            server.set_shut_down(guest, True)
             notify = True
     if notify:
         _fire_release(server)
@@ -179,43 +176,25 @@ def forget(server: XenstoreServer, guest: Connection) -> None:
     """Ends a connection by ring, with all that was its domain's, and says so."""
     domid, link = guest.domid, guest.link
     server.disconnect(guest)
-    server.rings.pop(domid, None)
+    server.release(domid)
     if domid != _DOM0:
-        server.introduced.discard(domid)
         _forget_rights(server, domid)
     guest.link = None
     if link is not None:
         link.close()
     for other in server.rings.values():
         if other.target == domid:
-            other.target = -1
+            server.set_target(other, -1)
     _fire_release(server)
 
 
 def _forget_rights(server: XenstoreServer, domid: int) -> None:
     """Removes a domain's own nodes, and what the others say of it (`domain_tree_remove`)."""
-    store = server.store
-    without: dict[bytes, bytes] = {}
-    owned: list[bytes] = []
-    for path, node in store.nodes.items():
-        old = node.perms
-        new = without.get(old)
-        if new is None:
-            new = without[old] = perms.without_domain(old, domid)
-        if perms.owner_of(old) == domid:
-            owned.append(path)
-        elif new is not old:
-            node.perms = new
-    for path in owned:
+    for path in server.store.owned_by(domid):
         # Its children may have gone with a node above it.
-        if path in store.nodes and path != b"/":
+        if path in server.store.nodes and path != b"/":
             server.remove_subtree(path, None)
-    # What there must be goes to domain 0.
-    for node in (store.nodes[b"/"], *store.special.values()):
-        if perms.owner_of(node.perms) == domid:
-            node.perms = perms.with_owner(node.perms, _DOM0)
-        node.perms = perms.without_domain(node.perms, domid)
-    store.remove_domain(domid)
+    server.forget_domain(domid)
 
 
 def _fire_release(server: XenstoreServer) -> None:

@@ -236,14 +236,13 @@ def do_transaction_end(
         raise XenstoreError("EINVAL")
     if not isinstance(view, Transaction):
         raise XenstoreError("ENOENT")
-    del conn.transactions[request.tx_id]
     if request.payload == b"F\0":
-        view.end()
+        server.end_transaction(conn, request.tx_id)
         return OK
     if view.in_conflict():
-        view.end()
+        server.end_transaction(conn, request.tx_id)
         raise XenstoreError("EAGAIN")
-    events = view.commit()
+    events = server.commit(conn, request.tx_id)
     if not server.watches.by_path:
         return OK
     for path, exact, old in events:

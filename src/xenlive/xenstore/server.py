@@ -35,18 +35,16 @@ from xenlive.abi.xs_wire import (
 )
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import control, requests
-from xenlive.xenstore.connection import Connection
 from xenlive.xenstore.paths import canonical
-from xenlive.xenstore.quota import Quotas
 from xenlive.xenstore.requests import Request
-from xenlive.xenstore.store import Store
+from xenlive.xenstore.state import State
 from xenlive.xenstore.transaction import Transaction
-from xenlive.xenstore.watches import Watches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.domains import Links
     from xenlive.xenstore.requests import View
 
@@ -59,8 +57,8 @@ _LENGTHS = [_U32(length) for length in range(256)]
 _OK_TAIL = _U32(3) + b"OK\0"
 
 
-class XenstoreServer:
-    """One store and its clients.
+class XenstoreServer(State):
+    """One store and its clients: what it knows is the `State`, here is what it does.
 
     `now` gives seconds, for the age of transactions and as a number that each kernel has larger
     than all before it (`fresh_generation`): it must not go back from one kernel to the next, and
@@ -69,30 +67,18 @@ class XenstoreServer:
 
     __slots__ = (
         "_now",
-        "connections",
         "control",
         "control_help",
         "hold_transactions",
-        "introduced",
         "links",
         "on_print",
-        "quotas",
-        "rings",
-        "store",
-        "watches",
     )
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._now = now
-        self.store = Store()
-        self.store.populate()
-        self.watches = Watches()
-        self.quotas = Quotas()
-        self.connections: dict[Connection, None] = {}
-        self.introduced: set[int] = {0}
-        # Who has the pages and event channels of domains, and the connections by ring, by domain.
+        # Who has the pages and event channels of domains.
         self.links: Links | None = None
-        self.rings: dict[int, Connection] = {}
         # While set, a TRANSACTION_START of a connection without a transaction has to wait, and
         # all that follows it: so the open transactions run out before a live update.
         self.hold_transactions = False
@@ -132,22 +118,6 @@ class XenstoreServer:
         whatever happened between them.
         """
         return max(1, int(self._now() * 1e9))
-
-    def connect(self, domid: int = 0) -> Connection:
-        """A new connection; domain 0, that is every socket, is privileged."""
-        conn = Connection(domid)
-        self.store.add_domain(domid)
-        self.connections[conn] = None
-        return conn
-
-    def disconnect(self, conn: Connection) -> None:
-        """Forgets a connection, its watches and its transactions."""
-        self.watches.remove_all(conn)
-        self.end_transactions(conn)
-        self.connections.pop(conn, None)
-        conn.out.clear()
-        conn.events.clear()
-        conn.closing = True
 
     def reset(self, conn: Connection) -> None:
         """Drops a connection's watches, transactions and all its bytes on their way; it stays."""
@@ -279,20 +249,11 @@ class XenstoreServer:
 
         It counts from 1 on a new one; `load_state` has where one from an earlier kernel starts.
         """
-        if not conn.transactions:
-            conn.started_s = self._now()
         number = conn.next_transaction
         while number == 0 or number in conn.transactions:
             number = (number + 1) & 0xFFFFFFFF
-        conn.next_transaction = (number + 1) & 0xFFFFFFFF
-        conn.transactions[number] = Transaction(self.store)
+        self.begin_transaction(conn, number, int(self._now() * 1e9))
         return number
-
-    def end_transactions(self, conn: Connection) -> None:
-        """Ends a connection's transactions without an effect."""
-        for transaction in conn.transactions.values():
-            transaction.end()
-        conn.transactions.clear()
 
     def canonical(self, conn: Connection, raw: bytes, *, special: bool = False) -> bytes:
         """The absolute path a connection means by `raw`; XenstoreError EINVAL if there is none."""

@@ -7,8 +7,9 @@ has; and each path is one object, held twice.
 
     nodes = { b"/": Node(children {b"/tool"}), b"/tool": Node(children {b"/tool/xenstored"}), … }
 
-Each change, whoever asked for it, is one of `put_value`, `put_perms`, `create` and `remove`; a
-transaction keeps its own list of these four and runs it when it is committed.
+Each change, whoever asked for it, is one of `put_value`, `put_perms`, `create` and `remove` (a
+transaction keeps its own list of these four and runs it when it is committed) or `add_domain`;
+`journal`, if there is one, hears of each. The end of a domain is `State.forget_domain`.
 
 **Invariants.** The parent of each node exists and lists it. A node comes after its parent in
 `nodes` (it was made later), so the dict's order is the order of a state stream. `generation`
@@ -23,12 +24,14 @@ Why not a tree of nodes: clients name full paths, and one lookup is cheaper than
 from __future__ import annotations
 
 from xenlive.abi.xs_wire import DOMID_ANY
-from xenlive.xenstore import perms
+from xenlive.xenstore import changes, perms
 from xenlive.xenstore.paths import parent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from xenlive.xenstore.changes import Journal
 
 
 class Node:
@@ -65,9 +68,10 @@ class Node:
 class Store:
     """All nodes, the special ones, and which domains exist since when."""
 
-    __slots__ = ("domains", "generation", "nodes", "pins", "special")
+    __slots__ = ("domains", "generation", "journal", "nodes", "pins", "special")
 
     def __init__(self, generation: int = 0) -> None:
+        self.journal: Journal | None = None
         self.generation = generation
         self.domains: dict[int, int] = {0: 0}
         self.nodes: dict[bytes, Node] = {b"/": Node(b"", perms.make(("n", 0)), generation)}
@@ -101,17 +105,23 @@ class Store:
             node.perms = self.fresh_perms(node)
         node.value = value
         self.generation = node.generation = self.generation + 1
+        if self.journal is not None:
+            self.journal((changes.VALUE, path, value))
 
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
         """Changes the permissions of `node`, which is the one at `path`."""
         node.perms = node_perms
         self.generation = node.generation = self.generation + 1
+        if self.journal is not None:
+            self.journal((changes.PERMS, path, node_perms))
 
     def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
         """Makes the node at `path`, which is not there yet while its parent is."""
         self.generation += 1
         self._link(path)
         node = self.nodes[path] = Node(value, node_perms, self.generation)
+        if self.journal is not None:
+            self.journal((changes.CREATE, path, value, node_perms))
         return node
 
     def remove(self, path: bytes, below: list[bytes] | None = None) -> None:
@@ -120,6 +130,8 @@ class Store:
             del self.nodes[each]
         self.generation += 1
         self._unlink(path)
+        if self.journal is not None:
+            self.journal((changes.REMOVE, path))
 
     def subtree(self, path: bytes) -> list[bytes]:
         """The paths of a node and all below it, each after those below it."""
@@ -141,10 +153,33 @@ class Store:
         if domid not in self.domains:
             self.generation += 1
             self.domains[domid] = self.generation
+            if self.journal is not None:
+                self.journal((changes.KNOWN, domid))
 
-    def remove_domain(self, domid: int) -> None:
-        """Says that a domain has gone."""
+    def purge_domain(self, domid: int) -> None:
+        """Says that a domain has gone: no permission names it any more, but as an owner.
+
+        Only for `State.forget_domain`, which tells the journal. What can't be removed with its
+        owner, `/` and the special nodes, goes to domain 0.
+        """
+        without: dict[bytes, bytes] = {}
+        for node in self.nodes.values():
+            old = node.perms
+            new = without.get(old)
+            if new is None:
+                new = without[old] = perms.without_domain(old, domid)
+            if new is not old:
+                node.perms = new
+        for node in (self.nodes[b"/"], *self.special.values()):
+            if perms.owner_of(node.perms) == domid:
+                node.perms = perms.with_owner(node.perms, 0)
+            node.perms = perms.without_domain(node.perms, domid)
         self.domains.pop(domid, None)
+
+    def owned_by(self, domid: int) -> list[bytes]:
+        """The paths of a domain's own nodes, each after those above it; this looks at all nodes."""
+        low, high = domid & 0xFF, domid >> 8
+        return [path for path, n in self.nodes.items() if n.perms[2] == low and n.perms[3] == high]
 
     def allowed(self, node: Node, domid: int, target: int = -1) -> int:
         """What an unprivileged domain may do with `node`: an or of READ, WRITE and OWNER."""

@@ -102,12 +102,13 @@ def load_state(server: XenstoreServer, data: Buffer) -> LoadedState:
     first = _first_transaction(generation)
     for conn in reader.connections.values():
         conn.next_transaction = first
-    server.store = reader.store
-    server.watches = reader.watches
-    server.quotas = reader.quotas
-    server.connections = dict.fromkeys(reader.connections.values())
-    server.rings = {conn.domid: conn for conn in reader.loaded.rings}
-    server.introduced = {0, *server.rings}
+    server.adopt(
+        reader.store,
+        reader.watches,
+        list(reader.connections.values()),
+        {0, *[conn.domid for conn in reader.loaded.rings]},
+        reader.quotas,
+    )
     return reader.loaded
 
 

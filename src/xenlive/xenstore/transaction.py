@@ -16,6 +16,8 @@ the store just as the transaction saw it.
 
 from __future__ import annotations
 
+from xenlive.xenstore import changes
+from xenlive.xenstore.changes import CREATE, PERMS, REMOVE, VALUE
 from xenlive.xenstore.paths import parent_of
 from xenlive.xenstore.store import Node
 
@@ -23,16 +25,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xenlive.xenstore.changes import Change
     from xenlive.xenstore.store import Store
+
+    Event = tuple[bytes, bool, bytes | None]
 
 _MISSING = -1
 
-#: What a change of the log does.
-PUT_VALUE, PUT_PERMS, CREATE, REMOVE = range(4)
 
+class LogEntry:
+    """One change of the log: VALUE, PERMS, CREATE or REMOVE.
 
-class Change:
-    """One entry of the log; a later value or permissions replace those of an earlier entry."""
+    A later value or permissions replace those of an earlier entry.
+    """
 
     __slots__ = ("kind", "path", "perms", "value")
 
@@ -41,6 +46,15 @@ class Change:
         self.path = path
         self.value = value
         self.perms = node_perms
+
+    def change(self) -> Change:
+        """The same as a value that stays as it is (`changes`)."""
+        kind = self.kind
+        if kind == VALUE:
+            return (kind, self.path, self.value)
+        if kind == CREATE:
+            return (kind, self.path, self.value, self.perms)
+        return (kind, self.path, self.perms) if kind == PERMS else (kind, self.path)
 
 
 class TxNode(Node):
@@ -80,7 +94,7 @@ class TxNode(Node):
         self.removed: set[bytes] | None = None
         self.event_here = False
         self.event_below = False
-        self.value_change: Change | None = None
+        self.value_change: LogEntry | None = None
 
     def paths(self) -> Iterable[bytes]:
         kept: Iterable[bytes] = self.base_children or ()
@@ -126,27 +140,40 @@ class TxNode(Node):
 class Transaction:
     """One open transaction; it has the store's own `find`, `put_…`, `create` and `remove`.
 
-    `log` is what `commit` will do, in order; `nodes` what was looked at.
+    `log` is what `commit` will do, in order; `nodes` what was looked at; `owner` is the number of
+    its connection, `number` its id there. The store's journal hears of all that happens in it.
     """
 
-    __slots__ = ("_store", "log", "nodes")
+    __slots__ = ("_store", "log", "nodes", "number", "owner")
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, owner: int, number: int) -> None:
         self._store = store
-        self.log: list[Change] = []
+        self.owner = owner
+        self.number = number
+        self.log: list[LogEntry] = []
         self.nodes: dict[bytes, TxNode] = {}
         store.generation += 1
 
     @classmethod
-    def restore(cls, store: Store, nodes: dict[bytes, TxNode], log: list[Change]) -> Transaction:
+    def restore(cls, store: Store, nodes: dict[bytes, TxNode], log: list[LogEntry]) -> Transaction:
         """One that was open before: the children of its nodes are pinned in `store` again."""
         restored = cls.__new__(cls)
         restored._store, restored.nodes, restored.log = store, nodes, log
+        restored.owner = restored.number = 0
         return restored
+
+    def belong_to(self, owner: int, number: int) -> None:
+        """Says whose transaction this is, once it has been restored."""
+        self.owner = owner
+        self.number = number
 
     def find(self, path: bytes) -> TxNode | None:
         """The node at `path` in this view; from now on it must not change outside."""
-        node = self._look(path)
+        node = self.nodes.get(path)
+        if node is None:
+            node = self._look(path)
+            if self._store.journal is not None:
+                self._store.journal((changes.LOOK, self.owner, self.number, path))
         return node if node.exists else None
 
     def put_value(self, path: bytes, node: Node, value: bytes) -> None:
@@ -155,9 +182,11 @@ class Transaction:
         seen.value = value
         self._touch(seen)
         if seen.value_change is None:
-            seen.value_change = Change(PUT_VALUE, path)
+            seen.value_change = LogEntry(VALUE, path)
             self.log.append(seen.value_change)
         seen.value_change.value = value
+        if self._store.journal is not None:
+            self._store.journal((changes.TX_VALUE, self.owner, self.number, path, value))
 
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
         """Changes the permissions of the node at `path`."""
@@ -165,10 +194,12 @@ class Transaction:
         seen.perms = node_perms
         self._touch(seen)
         last = self.log[-1] if self.log else None
-        if last is None or last.kind != PUT_PERMS or last.path != path:
-            last = Change(PUT_PERMS, path)
+        if last is None or last.kind != PERMS or last.path != path:
+            last = LogEntry(PERMS, path)
             self.log.append(last)
         last.perms = node_perms
+        if self._store.journal is not None:
+            self._store.journal((changes.TX_PERMS, self.owner, self.number, path, node_perms))
 
     def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
         """Makes the node at `path`, which is not there in this view while its parent is."""
@@ -178,8 +209,11 @@ class Transaction:
         self._touch(parent)
         node.start_over(value, node_perms)
         self._touch(node)
-        node.value_change = Change(CREATE, path, value, node_perms)
+        node.value_change = LogEntry(CREATE, path, value, node_perms)
         self.log.append(node.value_change)
+        journal = self._store.journal
+        if journal is not None:
+            journal((changes.TX_CREATE, self.owner, self.number, path, value, node_perms))
         return node
 
     def remove(self, path: bytes) -> None:
@@ -196,10 +230,13 @@ class Transaction:
             node.value_change = None
             node.hide_children()
             self._touch(node)
-            self.note_event(each, below=each == path)
+            node.event_here = True
+            node.event_below |= each == path
         parent.unlink(path)
         self._touch(parent)
-        self.log.append(Change(REMOVE, path))
+        self.log.append(LogEntry(REMOVE, path))
+        if self._store.journal is not None:
+            self._store.journal((changes.TX_REMOVE, self.owner, self.number, path))
 
     def note_event(self, path: bytes, *, below: bool) -> None:
         """Says that a change at `path` is to be told when this is committed.
@@ -207,8 +244,12 @@ class Transaction:
         `below` also tells those who watch a path above it.
         """
         node = self.nodes[path]
+        if node.event_here and (node.event_below or not below):
+            return
         node.event_here = True
         node.event_below |= below
+        if self._store.journal is not None:
+            self._store.journal((changes.TX_EVENT, self.owner, self.number, path, int(below)))
 
     def in_conflict(self) -> bool:
         """Whether something this transaction looked at has changed since."""
@@ -219,8 +260,8 @@ class Transaction:
                 return True
         return False
 
-    def commit(self) -> list[tuple[bytes, bool, bytes | None]]:
-        """Changes the store; only if not `in_conflict`. Ends the transaction.
+    def commit(self) -> list[Event]:
+        """Changes the store; only if not `in_conflict`. Ends the transaction (see `State.commit`).
 
         Returns the events in order: path, whether only watches right on it are meant, and the
         permissions the node had before, if it was there.
@@ -236,7 +277,7 @@ class Transaction:
                 node = store.find(change.path)
                 if node is None:
                     raise RuntimeError(f"the log of a transaction misses {change.path!r}")
-                if change.kind == PUT_VALUE:
+                if change.kind == VALUE:
                     store.put_value(change.path, node, change.value)
                 else:
                     store.put_perms(change.path, node, change.perms)

@@ -15,11 +15,12 @@ before the change, gets none.
 from __future__ import annotations
 
 from xenlive.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XS_WATCH_EVENT, XSD_SOCKMSG
-from xenlive.xenstore import perms
+from xenlive.xenstore import changes, perms
 from xenlive.xenstore.paths import parent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from xenlive.xenstore.changes import Journal
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.store import Store
 
@@ -43,38 +44,53 @@ class Watch:
 class Watches:
     """All watches of a server, by path; `touched` lists connections that got events.
 
-    `n_set` is how many were set so far, and so the `order` of the last one.
+    `n_set` is how many were set so far, and so the `order` of the last one. `journal`, if there is
+    one, hears of each that comes or goes (`state`).
     """
 
-    __slots__ = ("by_path", "count", "n_set", "touched")
+    __slots__ = ("by_path", "count", "journal", "n_set", "touched")
 
     def __init__(self) -> None:
+        self.journal: Journal | None = None
         self.by_path: dict[bytes, dict[Watch, None]] = {}
         self.count = 0
         self.touched: list[Connection] = []
         self.n_set = 0
 
-    def add(self, watch: Watch) -> None:
-        """Sets a watch that its connection doesn't have yet."""
+    def add(self, watch: Watch, order: int | None = None) -> None:
+        """Sets a watch that its connection doesn't have yet; `order` is a restored one's place."""
         self.n_set += 1
-        watch.order = self.n_set
+        watch.order = self.n_set if order is None else order
         self.count += 1
         self.by_path.setdefault(watch.path, {})[watch] = None
         watch.conn.watches[watch.path, watch.token] = watch
+        if self.journal is not None:
+            depth = changes.NONE if watch.depth is None else watch.depth
+            number = watch.conn.number
+            self.journal((changes.WATCH, number, watch.path, watch.token, depth, watch.prefix))
 
     def remove(self, watch: Watch) -> None:
         """Takes a watch away."""
+        self._remove(watch)
+        if self.journal is not None:
+            self.journal((changes.UNWATCH, watch.conn.number, watch.path, watch.token))
+
+    def remove_all(self, conn: Connection) -> None:
+        """Takes all watches of a connection away."""
+        if not conn.watches:
+            return
+        for watch in list(conn.watches.values()):
+            self._remove(watch)
+        if self.journal is not None:
+            self.journal((changes.UNWATCH_ALL, conn.number))
+
+    def _remove(self, watch: Watch) -> None:
         at = self.by_path[watch.path]
         del at[watch]
         if not at:
             del self.by_path[watch.path]
         del watch.conn.watches[watch.path, watch.token]
         self.count -= 1
-
-    def remove_all(self, conn: Connection) -> None:
-        """Takes all watches of a connection away."""
-        for watch in list(conn.watches.values()):
-            self.remove(watch)
 
     def fire(
         self,

@@ -62,7 +62,7 @@ class StoreService(Store):
         """Connects a domain by its ring (INTRODUCE), and tells who watches @introduceDomain."""
         ring = StoreRing(self, self._host, domain)
         self._rings[ring.connection] = ring
-        self.server.introduced.add(domain.domid)
+        self.server.introduce(ring.connection)
         self._fire(b"@introduceDomain")
         return ring
 
@@ -71,7 +71,7 @@ class StoreService(Store):
         self._rings.pop(ring.connection, None)
         ring.end()
         self.server.disconnect(ring.connection)
-        self.server.introduced.discard(ring.domid)
+        self.server.release(ring.domid)
         self._fire(b"@releaseDomain")
 
     def domain_stopped(self, ring: StoreRing) -> None:

@@ -30,9 +30,10 @@ from xenlive.machine.emulated.lens.snapshot_forms import (
     Whole,
 )
 from xenlive.xenstore import perms
+from xenlive.xenstore.changes import CREATE, PERMS, REMOVE
 from xenlive.xenstore.paths import canonical, parent_of
 from xenlive.xenstore.store import Node, Store
-from xenlive.xenstore.transaction import CREATE, PUT_PERMS, REMOVE, Change, Transaction, TxNode
+from xenlive.xenstore.transaction import LogEntry, Transaction, TxNode
 from xenlive.xenstore.watches import Watch, Watches
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class LoadedStore:
         store.populate_special()
 
     def _transaction(self, fields: dict[str, Any], at: Place) -> Transaction:
-        log = [Change(k, p, v, node_perms or b"") for k, p, v, node_perms in fields["log"]]
+        log = [LogEntry(k, p, v, node_perms or b"") for k, p, v, node_perms in fields["log"]]
         nodes = {
             path: self._tx_node(path, each, log, at.down(path))
             for path, each in fields["nodes"].items()
@@ -246,7 +247,9 @@ class LoadedStore:
         _validate_log(made, at)
         return made
 
-    def _tx_node(self, path: bytes, fields: dict[str, Any], log: list[Change], at: Place) -> TxNode:
+    def _tx_node(
+        self, path: bytes, fields: dict[str, Any], log: list[LogEntry], at: Place
+    ) -> TxNode:
         node: TxNode = TxNode.__new__(TxNode)
         node.seen, node.generation = fields["seen"], fields["generation"]
         node.exists, node.value = fields["exists"], fields["value"]
@@ -300,8 +303,7 @@ class LoadedStore:
         server = _service(world).server
         by_name = {name: conn for conn, name in _names(world).items()}
         handlers = {client.connection: client.tokens() for client in _service(world).clients()}
-        server.store, server.watches = self.store, Watches()
-        server.introduced = self._fields["introduced"]
+        made = Watches()
         watches: list[tuple[int, Watch]] = []
         order = []
         for fields, transactions in zip(
@@ -318,10 +320,10 @@ class LoadedStore:
         for conn in by_name.values():
             conn.watches, conn.transactions = {}, {}
         for place, watch in sorted(watches, key=lambda pair: pair[0]):
-            server.watches.add(watch)
-            watch.order = place
-        server.watches.n_set = max(self._fields["watches_set"], server.watches.n_set)
-        server.connections = dict.fromkeys([*order, *by_name.values()])
+            made.add(watch, place)
+        made.n_set = max(self._fields["watches_set"], made.n_set)
+        connections = [*order, *by_name.values()]
+        server.adopt(self.store, made, connections, self._fields["introduced"])
 
 
 def _fill(conn: Connection, fields: dict[str, Any], transactions: dict[int, Transaction]) -> None:
@@ -357,5 +359,5 @@ def _validate_log(transaction: Transaction, at: Place) -> None:
             if change.kind == REMOVE:
                 below = path + b"/"
                 there = {p for p in there if p != path and not p.startswith(below)}
-        if not is_sound or (change.kind == PUT_PERMS and not change.perms):
+        if not is_sound or (change.kind == PERMS and not change.perms):
             raise at.down(f"log.{index}").fail("a change that can be made", path)
