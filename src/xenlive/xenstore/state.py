@@ -213,13 +213,13 @@ class State:
 
     def begin_transaction(self, conn: Connection, number: int, now_ns: int) -> Transaction:
         """Opens a transaction with an id that the connection does not use."""
-        journal = self.store.journal
-        if journal is not None:
-            journal((changes.START, conn.number, number, now_ns))
         if not conn.transactions:
             conn.started_s = now_ns / 1e9
         conn.next_transaction = (number + 1) & 0xFFFFFFFF
         made = conn.transactions[number] = Transaction(self.store, conn.number, number)
+        journal = self.store.journal
+        if journal is not None:
+            journal((changes.START, conn.number, number, now_ns))
         return made
 
     def end_transaction(self, conn: Connection, number: int) -> None:
@@ -248,9 +248,10 @@ class State:
         journal = store.journal
         if journal is None:
             return transaction.commit()
-        journal((changes.COMMIT, conn.number, number, tuple([e.change() for e in transaction.log])))
-        store.journal = None  # it has been told of all at once
+        store.journal = None  # it is told of all at once
         try:
-            return transaction.commit()
+            events = transaction.commit()
         finally:
             store.journal = journal
+        journal((changes.COMMIT, conn.number, number, tuple([e.change() for e in transaction.log])))
+        return events
