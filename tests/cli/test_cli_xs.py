@@ -15,8 +15,9 @@ import pytest
 from peer.c_daemon import CDaemon
 
 from xenlive.cli.root import run
-from xenlive.cli.xs_tree import ASCII_GUIDES, UNICODE_GUIDES, Node, draw, guides_for, printable
+from xenlive.cli.xs_tree import ASCII_GUIDES, UNICODE_GUIDES, draw, guides_for, printable
 from xenlive.client import Xenstore
+from xenlive.client.tree import Node
 
 Xs = Callable[..., tuple[int, str, str]]
 
@@ -58,12 +59,12 @@ def test_write_and_read(xs: Xs) -> None:
 def test_ls_draws_children_or_the_whole_tree(xs: Xs, store: Xenstore) -> None:
     for path in ("/a/b/c", "/a/b/d", "/a/e"):
         store.write(path, path)
-    assert xs("ls", "/a") == (0, '├─ b = ""\n└─ e = "/a/e"\n', "")
-    assert xs("ls", "-R", "/a")[1] == (
+    assert xs("ls", "-d", "1", "/a") == (0, '├─ b = ""\n└─ e = "/a/e"\n', "")
+    assert xs("ls", "/a")[1] == (
         '├─ b = ""\n│  ├─ c = "/a/b/c"\n│  └─ d = "/a/b/d"\n└─ e = "/a/e"\n'
     )
     assert xs("ls", "/a/e") == (0, "", "")
-    assert xs("ls", "-p", "/a")[1].splitlines()[1] == '└─ e = "/a/e"  (n0)'
+    assert xs("ls", "-p", "-d", "1", "/a")[1].splitlines()[1] == '└─ e = "/a/e"  (n0)'
 
 
 @pytest.mark.peer
@@ -172,9 +173,9 @@ def first_line(process: subprocess.Popen[str], limit_s: float = 30.0) -> str:
 @pytest.mark.peer
 def test_watch_is_live_and_counts(daemon: CDaemon, store: Xenstore) -> None:
     with xs_process(daemon, "watch", "-n", "2", "/a") as watching:
-        assert first_line(watching) == "/a\n"  # set
+        assert first_line(watching) == "/a is gone\n"  # not there yet
         store.write("/a/b", "")
-        assert watching.communicate(timeout=30) == ("/a/b\n", "")
+        assert watching.communicate(timeout=30) == ('/a/b = ""\n', "")
         assert watching.returncode == 0
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenlive.abi import xs_wire
-from xenlive.client import requests
+from xenlive.client import plans, requests
 from xenlive.client.codec import Answer, ClientCodec, WatchEvent, decode_strings
 from xenlive.client.requests import Permission, Request
 from xenlive.errors import PeerError, XenstoreError
@@ -123,6 +123,10 @@ ALL_REQUESTS: list[Request[object]] = [
     requests.get_domain_path(0),
     requests.is_domain_introduced(0),
     requests.control("help"),
+    requests.get_feature(),
+    requests.quota_names(),
+    requests.get_quota("nodes", 3),
+    requests.reset_watches(),
 ]
 
 
@@ -162,6 +166,11 @@ def test_an_error_answer_names_the_request() -> None:
         (requests.is_domain_introduced(3), b"F\0", False),
         (requests.control("check"), b"OK\0", "OK"),
         (requests.control("print"), b"", ""),
+        (requests.get_feature(), b"7\0", 7),
+        (requests.get_feature(1), b"0\0", 0),
+        (requests.quota_names(), b"nodes watches\0", ["nodes", "watches"]),
+        (requests.quota_names(), b"\0", []),
+        (requests.get_quota("nodes"), b"4294967295\0", 0xFFFFFFFF),
     ],
 )
 def test_what_an_answer_means(request_: Request[object], payload: bytes, meaning: object) -> None:
@@ -189,15 +198,39 @@ def test_an_answer_that_makes_no_sense(request_: Request[object], payload: bytes
         request_.decode(answer(payload, request_.type))
 
 
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        # docs/misc/xenstore.txt, and what libxenstore of the newest Xen sends.
+        (requests.watch("/a", "t"), b"/a\0t\0"),
+        (requests.watch("/a", "t", 0), b"/a\0t\x000\0"),
+        (requests.watch("@releaseDomain", "t", 1), b"@releaseDomain\0t\x001\0"),
+        (requests.reset_watches(), b"\0"),
+        (requests.resume(3), b"3\0"),
+        (requests.set_target(3, 4), b"3\x004\0"),
+        (requests.get_feature(), b""),
+        (requests.get_feature(3), b"3\0"),
+        (requests.set_feature(3, 5), b"3\x005\0"),
+        (requests.quota_names(), b""),
+        (requests.get_quota("nodes"), b"nodes\0"),
+        (requests.get_quota("nodes", 3), b"3\0nodes\0"),
+        (requests.set_quota("nodes", 9), b"nodes\x009\0"),
+        (requests.set_quota("nodes", 9, 3), b"3\0nodes\x009\0"),
+    ],
+)
+def test_payloads(request_: Request[object], payload: bytes) -> None:
+    assert request_.payload == payload
+
+
 def follow_parts(parts: list[bytes]) -> tuple[list[str], list[int]]:
     """Names that come out of answers to DIRECTORY_PART, and the offsets that were asked for."""
-    conversation = requests.directory_in_parts("/a")
-    request = next(conversation)
+    conversation = plans.directory_in_parts("/a")
+    (request,) = next(conversation)
     offsets = []
     for part in parts:
         offsets.append(int(decode_strings(request.payload, 0)[1]))
         try:
-            request = conversation.send(request.decode(answer(part, request.type)))
+            (request,) = conversation.send([request.decode(answer(part, request.type))])
         except StopIteration as end:
             return end.value, offsets
     raise AssertionError("more parts were asked for")

@@ -10,75 +10,23 @@ written as it is found, so a large tree needs no memory.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from xenlive.cli import xs_tree
-from xenlive.cli.options import choose_socket, json_option
-from xenlive.cli.xs_tree import printable
-from xenlive.client.blocking import StoreOperations, Xenstore
-from xenlive.client.requests import Permission
-
-ANSWER_TIMEOUT_S = 60.0  # a live update of a large store is allowed to be in the way
-
-Command = Callable[..., Any]
-
-
-def store_options(command: Command) -> Command:
-    """Adds `--socket` and `--rundir`."""
-    options = [
-        click.option("--socket", type=click.Path(path_type=Path), metavar="PATH", help="Socket."),
-        click.option(
-            "--rundir",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Run directory of a domain; its socket is used.",
-        ),
-    ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-def with_store(command: Command) -> Command:
-    """Opens the store that the options name, here or before the command, as first argument."""
-
-    @store_options
-    @functools.wraps(command)
-    def wrapper(socket: Path | None, rundir: Path | None, **arguments: Any) -> None:
-        if socket is None and rundir is None:
-            socket, rundir = click.get_current_context().obj
-        path = choose_socket(socket, rundir)
-        with Xenstore.connect(path, timeout_s=ANSWER_TIMEOUT_S) as store:
-            command(store, **arguments)
-
-    return wrapper
-
-
-def store_path(text: str) -> str:
-    """An absolute path of the store, or wrong usage."""
-    if not text.startswith(("/", "@")):
-        raise click.BadParameter(f"{text!r} does not start with a slash")
-    return text
-
-
-def permission(text: str) -> Permission:
-    """A permission such as `r5`, or wrong usage."""
-    try:
-        return Permission.parse(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def in_pairs(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Paths and values that follow each other, or wrong usage."""
-    if len(words) % 2:
-        raise click.BadParameter("each PATH needs a VALUE")
-    return [(store_path(path), value) for path, value in zip(words[::2], words[1::2], strict=True)]
+from xenlive.cli.options import json_option
+from xenlive.cli.xs_dump import dump_command, load_command
+from xenlive.cli.xs_limits import features_command, quota_command
+from xenlive.cli.xs_store import in_pairs, permission, store_options, store_path, with_store
+from xenlive.cli.xs_tree import as_object, printable, value_as_object
+from xenlive.cli.xs_watch import watch_command
+from xenlive.client.answers import Permission
+from xenlive.client.blocking import Xenstore
+from xenlive.client.operations import StoreOperations
 
 
 @click.group("xs")
@@ -96,15 +44,16 @@ def xs_group(ctx: click.Context, socket: Path | None, rundir: Path | None) -> No
 @xs_group.command("ls")
 @click.argument("path", metavar="[PATH]", type=store_path, default="/")
 @click.option("-p", "--perms", is_flag=True, help="Show permissions.")
-@click.option("-R", "--tree", is_flag=True, help="Show all below PATH, not just its children.")
+@click.option(
+    "-d", "--depth", type=click.IntRange(min=1), metavar="N", help="Show N levels, not all."
+)
 @json_option
 @with_store
-def ls_command(store: Xenstore, path: str, perms: bool, tree: bool, as_json: bool) -> None:
-    """Draw the nodes below PATH (the root if not given)."""
-    nodes = xs_tree.walk(store, path, perms=perms, recursive=tree)
+def ls_command(store: Xenstore, path: str, perms: bool, depth: int | None, as_json: bool) -> None:
+    """Draw the tree below PATH (the root if not given)."""
+    nodes = store.walk(path, perms=perms, depth=depth)
     if as_json:
-        found = {"path": path, "nodes": [xs_tree.as_object(node) for node in nodes]}
-        click.echo(json.dumps(found))
+        click.echo(json.dumps({"path": path, "nodes": [as_object(node) for node in nodes]}))
         return
     for line in xs_tree.draw(nodes, guides=xs_tree.guides_for(sys.stdout.encoding)):
         click.echo(line)
@@ -113,9 +62,16 @@ def ls_command(store: Xenstore, path: str, perms: bool, tree: bool, as_json: boo
 @xs_group.command("read")
 @click.argument("paths", metavar="PATH...", type=store_path, nargs=-1, required=True)
 @click.option("--raw", is_flag=True, help="The value's bytes as they are, no newline added.")
+@json_option
 @with_store
-def read_command(store: Xenstore, paths: tuple[str, ...], raw: bool) -> None:
+def read_command(store: Xenstore, paths: tuple[str, ...], raw: bool, as_json: bool) -> None:
     """Print the value of each PATH."""
+    if raw and as_json:
+        raise click.UsageError("--raw and --json exclude each other")
+    if as_json:
+        values = [{"path": path, **value_as_object(store.read(path))} for path in paths]
+        click.echo(json.dumps({"nodes": values}))
+        return
     for path in paths:
         value = store.read(path)
         if raw:
@@ -181,14 +137,16 @@ def exists_command(store: Xenstore, path: str) -> None:
 
 @xs_group.command("get-perms")
 @click.argument("path", metavar="PATH", type=store_path)
+@json_option
 @with_store
-def get_perms_command(store: Xenstore, path: str) -> None:
+def get_perms_command(store: Xenstore, path: str, as_json: bool) -> None:
     """Print the permissions of PATH, its owner first.
 
     Each is a letter and a domain: n no access, r read, w write, b both. The owner may do
     everything; the owner's letter is what all other domains may do.
     """
-    click.echo(" ".join(map(str, store.get_perms(path))))
+    found = [str(entry) for entry in store.get_perms(path)]
+    click.echo(json.dumps({"path": path, "permissions": found}) if as_json else " ".join(found))
 
 
 @xs_group.command("chmod")
@@ -202,36 +160,25 @@ def chmod_command(
     """Replace the permissions of PATH, such as: n0 r5 (domain 0 owns it, 5 may read)."""
     store.set_perms(path, perms)
     if recursive:
-        for node in xs_tree.walk(store, path, perms=False, recursive=True):
+        for node in store.walk(path):
             store.set_perms(node.path, perms)
-
-
-@xs_group.command("watch")
-@click.argument("paths", metavar="PATH...", type=store_path, nargs=-1, required=True)
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
-@with_store
-def watch_command(store: Xenstore, paths: tuple[str, ...], count: int | None) -> None:
-    """Print the path of each change at or below PATH as it comes; the first comes at once."""
-    for index, path in enumerate(paths):
-        store.watch(path, str(index))
-    seen = 0
-    while count is None or seen < count:
-        event = store.next_event()
-        if event is None:
-            continue
-        click.echo(printable(event.path.encode("utf-8", "surrogateescape")))
-        sys.stdout.flush()
-        seen += 1
 
 
 @xs_group.command("control", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", metavar="COMMAND [ARGUMENT]...", nargs=-1, required=True)
+@json_option
 @with_store
-def control_command(store: Xenstore, arguments: tuple[str, ...]) -> None:
+def control_command(store: Xenstore, arguments: tuple[str, ...], as_json: bool) -> None:
     """Run a control COMMAND of the server's, such as: help."""
     said = store.control(*arguments)
-    if said:
+    if as_json:
+        click.echo(json.dumps({"command": arguments, "said": said}))
+    elif said:
         click.echo(said.rstrip("\n"))
+
+
+for further in (watch_command, dump_command, load_command, quota_command, features_command):
+    xs_group.add_command(further)
 
 
 def _at_once(store: Xenstore, n_changes: int, apply: Callable[[StoreOperations], object]) -> None:

@@ -1,7 +1,13 @@
-"""A small Xenstore client: `blocking.py` over a socket, the rest without I/O."""
+"""Xenstore clients: `blocking.py` and `aio.py` do the I/O, `ring.py` a domain's; the rest has none.
 
-from xenlive.client.blocking import Transaction, Xenstore
+bytes   codec.py ◀── messages ──▶ requests.py, answers.py: one request and what it means
+                                  plans.py, tree.py: what takes several
+transport.py, ring.py ◀── blocking.py ──▶ events.py: whose watch an event is of
+     an event loop    ◀── aio.py      ──▶
+"""
+
+from xenlive.client.answers import Permission
+from xenlive.client.blocking import Transaction, Watching, Xenstore
 from xenlive.client.codec import WatchEvent
-from xenlive.client.requests import Permission
 
-__all__ = ["Permission", "Transaction", "WatchEvent", "Xenstore"]
+__all__ = ["Permission", "Transaction", "WatchEvent", "Watching", "Xenstore"]

@@ -1,18 +1,23 @@
-"""A blocking Xenstore client over a Unix socket.
+"""A blocking Xenstore client, over a Unix socket or any other `Transport`.
 
     with Xenstore.connect() as store:
         store.write("/a", "1")
         for attempt in store.transactions():
             with attempt as tx:
                 tx.write("/a", str(int(tx.read("/a")) + 1))
+        with store.watching("/a") as events:
+            for event in events:
+                print(event.path)
 
-One request is under way at a time; watch events that arrive meanwhile wait in a queue for
-`next_event`. The codec and the meaning of answers are in `codec.py` and `requests.py`, without
+The caller's thread does all the work: watch events that arrive while it waits for an answer are
+kept in queues (`events.py`), and nothing is read while nobody asks. The codec, the meaning of
+answers and what takes several requests are in `codec.py`, `requests.py` and `plans.py`, without
 I/O.
 
 **Invariants.** After a timeout or `PeerError` the connection is closed: an answer that comes late
 can't be taken for another's. Any error is of the `XenliveError` tree; an interrupted `with`
-leaves no transaction open.
+leaves no transaction open and no watch set. No more requests are under way at a time than a server
+answers without its answers being read.
 """
 
 from __future__ import annotations
@@ -20,94 +25,43 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from xenlive.client import requests
-from xenlive.client.codec import Answer, ClientCodec, WatchEvent
-from xenlive.client.requests import Permission, Request
-from xenlive.errors import ConfigError, PeerError, XenstoreError
+from xenlive.client import plans, requests
+from xenlive.client.codec import ClientCodec, WatchEvent
+from xenlive.client.domains import DomainOperations
+from xenlive.client.events import EventQueue, EventRouter
+from xenlive.client.operations import StoreOperations
+from xenlive.client.plans import ATTEMPTS
+from xenlive.client.requests import Request
+from xenlive.client.transport import SocketTransport, Transport, connect_socket
+from xenlive.errors import PeerError, XenstoreError
 from xenlive.rundir import default_socket
 
 T = TypeVar("T")
-RECEIVE_BYTES = 65536
-RETRY_S = 0.002
 CONNECT_TIMEOUT_S = 10.0
-ATTEMPTS = 100
+#: Less than the 20 that a server lets a domain have outstanding.
+UNDER_WAY_MAX = 16
 
 
-class StoreOperations:
-    """What can be asked of the store, in a transaction or without one."""
-
-    def run(self, request: Request[T]) -> T:
-        """Sends a request and gives its answer's meaning. XenstoreError, PeerError."""
-        raise NotImplementedError
-
-    def read(self, path: str) -> bytes:
-        """The value of a node. XenstoreError ENOENT if there is none."""
-        return self.run(requests.read(path))
-
-    def write(self, path: str, value: bytes | str) -> None:
-        """Stores a node's value, making the node and its parents if they are missing."""
-        self.run(requests.write(path, value))
-
-    def mkdir(self, path: str) -> None:
-        """Makes a node if it is missing; an existing one keeps its value."""
-        self.run(requests.mkdir(path))
-
-    def rm(self, path: str) -> None:
-        """Removes a node and all below it. XenstoreError ENOENT if its parent is missing."""
-        self.run(requests.rm(path))
-
-    def directory(self, path: str) -> list[str]:
-        """The names of a node's children, however many there are."""
-        try:
-            return self.run(requests.directory(path))
-        except XenstoreError as error:
-            if error.name != "E2BIG":
-                raise
-        parts = requests.directory_in_parts(path)
-        request = next(parts)
-        while True:
-            try:
-                request = parts.send(self.run(request))
-            except StopIteration as end:
-                names: list[str] = end.value
-                return names
-
-    def exists(self, path: str) -> bool:
-        """Whether there is such a node, and we may know of it."""
-        try:
-            self.run(requests.get_perms(path))
-        except XenstoreError as error:
-            if error.name in ("ENOENT", "EACCES"):
-                return False
-            raise
-        return True
-
-    def get_perms(self, path: str) -> list[Permission]:
-        """A node's permissions, the owner's entry first."""
-        return self.run(requests.get_perms(path))
-
-    def set_perms(self, path: str, permissions: Sequence[Permission]) -> None:
-        """Replaces a node's permissions; the first entry names its owner."""
-        self.run(requests.set_perms(path, permissions))
-
-
-class Xenstore(StoreOperations):
+class Xenstore(DomainOperations):
     """One connection to a Xenstore server. `timeout_s` is how long an answer may take."""
 
-    def __init__(self, connected: socket.socket, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, connected: socket.socket | Transport, *, timeout_s: float | None = None
+    ) -> None:
         self.timeout_s = timeout_s
-        self._socket = connected
+        self._transport = (
+            connected if isinstance(connected, Transport) else SocketTransport(connected)
+        )
         self._codec = ClientCodec()
-        self._events: deque[WatchEvent] = deque()
-        self._answers: deque[Answer] = deque()
+        self._router = EventRouter()
 
     @classmethod
     def connect(
@@ -123,31 +77,15 @@ class Xenstore(StoreOperations):
         over. ConfigError, naming the path, if no server can be reached there.
         """
         target = Path(path) if path is not None else default_socket()
-        deadline_s = time.monotonic() + connect_timeout_s
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connecting.setblocking(False)  # so that a full queue says EAGAIN and does not wait
-        try:
-            while True:
-                try:
-                    connecting.connect(str(target))
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline_s:
-                        raise
-                    time.sleep(RETRY_S)
-        except (OSError, ValueError) as error:
-            connecting.close()
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ConfigError(str(target), 0, f"no Xenstore can be reached there: {why}") from None
-        return cls(connecting, timeout_s=timeout_s)
+        return cls(connect_socket(target, connect_timeout_s), timeout_s=timeout_s)
 
     def close(self) -> None:
         """Ends the connection; its watches and transactions end with it."""
-        self._socket.close()
+        self._transport.close()
 
     def fileno(self) -> int:
-        """The socket, to wait for watch events with `select`; -1 once closed."""
-        return self._socket.fileno()
+        """What to wait for with `select` until watch events come; -1 once closed."""
+        return self._transport.fileno()
 
     def __enter__(self) -> Xenstore:
         return self
@@ -160,76 +98,106 @@ class Xenstore(StoreOperations):
     ) -> None:
         self.close()
 
-    def run(self, request: Request[T], transaction: int = 0) -> T:
-        """Sends a request and gives its answer's meaning.
+    def run_all(self, batch: Sequence[Request[Any]]) -> list[Any]:
+        """Sends requests without waiting for each answer; gives what came of each, in order."""
+        return self.run_all_in(0, batch)
 
-        XenstoreError for the server's refusal, ETIMEDOUT if no answer came in time; PeerError if
-        the server closed the connection or does not speak Xenstore.
-        """
-        request_id, message = self._codec.encode(request.type, request.payload, transaction)
-        deadline_s = None if self.timeout_s is None else time.monotonic() + self.timeout_s
+    def run_all_in(self, transaction: int, batch: Sequence[Request[Any]]) -> list[Any]:
+        """The same with the id of a transaction."""
+        outcomes: list[Any] = [None] * len(batch)
+        under_way: dict[int, int] = {}  # request id: its place in `batch`
+        label = batch[0].label if batch else ""
         try:
-            self._wait_for(deadline_s)
-            self._socket.sendall(message)
-            while not self._answers:
-                self._receive(deadline_s)
-            answer = self._answers.popleft()
-            if answer.request_id != request_id:
-                raise PeerError("an answer to an earlier request", answer.offset, answer.request_id)
-            return request.decode(answer)
+            for place, request in enumerate(batch):
+                label = request.label
+                try:
+                    request_id, message = self._codec.encode(
+                        request.type, request.payload, transaction
+                    )
+                except XenstoreError as error:
+                    outcomes[place] = error
+                    continue
+                while len(under_way) >= UNDER_WAY_MAX:
+                    self._take_answers(batch, under_way, outcomes)
+                self._transport.send(message, self._deadline_s())
+                under_way[request_id] = place
+            while under_way:
+                self._take_answers(batch, under_way, outcomes)
         except TimeoutError:
             self.close()
-            raise XenstoreError("ETIMEDOUT", request.label) from None
+            raise XenstoreError("ETIMEDOUT", label) from None
         except OSError as error:
             self.close()
-            raise PeerError(f"{request.label}: the connection broke: {_name(error)}") from None
-        except (PeerError, KeyboardInterrupt):
+            raise PeerError(f"{label}: the connection broke: {_name(error)}") from None
+        except BaseException:
+            # Whatever it was: answers that were not taken would be there for the next request.
             self.close()
             raise
+        return outcomes
 
-    def watch(self, path: str, token: str) -> None:
-        """Asks for an event on each change of `path` or below it; the first one comes at once."""
-        self.run(requests.watch(path, token))
+    def _take_answers(
+        self, batch: Sequence[Request[Any]], under_way: dict[int, int], outcomes: list[Any]
+    ) -> None:
+        """Waits until something has come, and puts the answers into their places."""
+        for message in self._codec.receive(self._transport.receive(self._deadline_s())):
+            if isinstance(message, WatchEvent):
+                self._router.route(message)
+                continue
+            # The codec knows it to be outstanding; a request that was given up closed all.
+            place = under_way.pop(message.request_id)
+            try:
+                outcomes[place] = batch[place].decode(message)
+            except XenstoreError as error:
+                outcomes[place] = error
+
+    def watch(self, path: str, token: str, depth: int | None = None) -> None:
+        """Asks for an event on each change of `path` or below it; the first one comes at once.
+
+        `depth` is how many levels below it count, all if None; EINVAL from an older server. Events
+        come out of `next_event`; `watching` is often what is wanted.
+        """
+        self.run(requests.watch(path, token, depth))
 
     def unwatch(self, path: str, token: str) -> None:
         """Ends a watch. XenstoreError ENOENT if there is none with this path and token."""
         self.run(requests.unwatch(path, token))
 
+    def reset_watches(self) -> None:
+        """Ends all watches and transactions of this connection."""
+        self.run(requests.reset_watches())
+
     def next_event(self, timeout_s: float | None = None) -> WatchEvent | None:
-        """The next watch event; None when none came in `timeout_s` (None: wait forever)."""
+        """The next event of those asked for with `watch`; None when none came in `timeout_s`.
+
+        XenstoreError EOVERFLOW, once, if so many were waiting that they were given up.
+        """
+        return self._next_of(self._router.others, timeout_s)
+
+    def watching(self, path: str, depth: int | None = None) -> Watching:
+        """A watch for a `with`: an iterator over its own events, ended with it."""
+        return Watching(self, path, depth, self._router, self._next_of)
+
+    def wait_for(
+        self,
+        path: str,
+        is_wanted: bytes | str | Callable[[bytes | None], object],
+        timeout_s: float | None = None,
+    ) -> bytes | None:
+        """Waits until a node's value is the one that is wanted, and gives it.
+
+        `is_wanted` is the value, or says of one whether it is (None: there is no such node).
+        XenstoreError ETIMEDOUT if that takes longer than `timeout_s`.
+        """
+        wanted = plans.wanted_value(is_wanted)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        try:
-            while not self._events:
-                self._receive(deadline_s)
-        except TimeoutError:
-            return None
-        except OSError as error:
-            self.close()
-            raise PeerError(f"the connection broke: {_name(error)}") from None
-        except PeerError:
-            self.close()
-            raise
-        return self._events.popleft()
-
-    def control(self, *arguments: str) -> str:
-        """Runs a control command of the server's; gives what it says."""
-        return self.run(requests.control(*arguments))
-
-    def get_domain_path(self, domid: int) -> str:
-        """The node below which a domain has its own."""
-        return self.run(requests.get_domain_path(domid))
-
-    def is_domain_introduced(self, domid: int) -> bool:
-        """Whether the server serves this domain."""
-        return self.run(requests.is_domain_introduced(domid))
-
-    def introduce(self, domid: int, gfn: int, port: int) -> None:
-        """Has the server serve a domain by its ring. XenstoreError EINVAL if it can't."""
-        self.run(requests.introduce(domid, gfn, port))
-
-    def release(self, domid: int) -> None:
-        """Tells the server that a domain is no more. XenstoreError ENOENT if it has none such."""
-        self.run(requests.release(domid))
+        with self.watching(path) as events:
+            while True:
+                value = self.get(path)
+                if wanted(value):
+                    return value
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if (left_s is not None and left_s <= 0) or events.next(left_s) is None:
+                    raise XenstoreError("ETIMEDOUT", f"wait for {path}")
 
     def transaction(self) -> Transaction:
         """One transaction for a `with`: committed at its end. XenstoreError EAGAIN on conflict."""
@@ -240,8 +208,10 @@ class Xenstore(StoreOperations):
 
         The last of `attempts` raises XenstoreError EAGAIN if it conflicts too.
         """
-        for left in range(attempts - 1, -1, -1):
-            attempt = Transaction(self, may_repeat=left > 0)
+        for conflicts in range(attempts):
+            if (pause_s := plans.pause_s(conflicts, random.random())) > 0:
+                time.sleep(pause_s)
+            attempt = Transaction(self, may_repeat=conflicts + 1 < attempts)
             yield attempt
             if not attempt.conflicted:
                 return
@@ -253,25 +223,95 @@ class Xenstore(StoreOperations):
                 result = change(tx)
         return result
 
-    def _receive(self, deadline_s: float | None) -> None:
-        """Takes in what has arrived, waiting for it. TimeoutError, OSError, PeerError."""
-        self._wait_for(deadline_s)
-        data = self._socket.recv(RECEIVE_BYTES)
-        if not data:
-            raise PeerError("the server closed the connection")
-        for message in self._codec.receive(data):
-            if isinstance(message, WatchEvent):
-                self._events.append(message)
-            else:
-                self._answers.append(message)
+    def _next_of(self, queue: EventQueue, timeout_s: float | None) -> WatchEvent | None:
+        """The next event of a queue; None when none came in time."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while not queue:
+                for message in self._codec.receive(self._transport.receive(deadline_s)):
+                    if not isinstance(message, WatchEvent):
+                        raise PeerError("an answer to no request", message.offset)
+                    self._router.route(message)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            self.close()
+            raise PeerError(f"the connection broke: {_name(error)}") from None
+        except PeerError:
+            self.close()
+            raise
+        return queue.pop()
 
-    def _wait_for(self, deadline_s: float | None) -> None:
-        """Sets how long the next call on the socket may take before it raises TimeoutError."""
-        if deadline_s is None:
-            self._socket.settimeout(None)
+    def _deadline_s(self) -> float | None:
+        return None if self.timeout_s is None else time.monotonic() + self.timeout_s
+
+
+class Watching:
+    """The events of one watch: an iterator, for a `with`.
+
+    The first event comes at once, so that a loop over them looks at the node before it waits.
+    """
+
+    def __init__(
+        self,
+        store: Xenstore,
+        path: str,
+        depth: int | None,
+        router: EventRouter,
+        next_of: Callable[[EventQueue, float | None], WatchEvent | None],
+    ) -> None:
+        self.path = path
+        self._store = store
+        self._depth = depth
+        self._router = router
+        self._next_of = next_of
+        self._queue: EventQueue | None = None
+
+    def next(self, timeout_s: float | None = None) -> WatchEvent | None:
+        """The next event; None when none came in `timeout_s` (None: wait for ever).
+
+        XenstoreError EOVERFLOW, once, if so many were waiting that they were given up.
+        """
+        if self._queue is None:
+            raise RuntimeError("a watch is used inside of its `with`")
+        return self._next_of(self._queue, timeout_s)
+
+    def __iter__(self) -> Watching:
+        return self
+
+    def __next__(self) -> WatchEvent:
+        while True:
+            event = self.next()
+            if event is not None:
+                return event
+
+    def __enter__(self) -> Watching:
+        if self._queue is not None:
+            raise RuntimeError("this watch is set already")
+        queue = self._router.open(f"watch {self.path}")
+        try:
+            self._store.watch(self.path, queue.token, self._depth)
+        except BaseException:
+            self._router.close(queue)
+            raise
+        self._queue = queue
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        queue, self._queue = self._queue, None
+        if queue is None:
             return
-        # Never zero, which would mean not to wait at all: what has already arrived is still taken.
-        self._socket.settimeout(max(deadline_s - time.monotonic(), 1e-6))
+        self._router.close(queue)
+        if self._store.fileno() < 0:
+            return
+        # A watch that has gone already is fine: with its connection, or by `reset_watches`.
+        with contextlib.suppress(XenstoreError, PeerError):
+            self._store.unwatch(self.path, queue.token)
 
 
 class Transaction(StoreOperations):
@@ -283,11 +323,11 @@ class Transaction(StoreOperations):
         self._id = 0
         self.conflicted = True  # until it is committed, or has failed otherwise
 
-    def run(self, request: Request[T]) -> T:
-        """Sends a request inside of the transaction."""
+    def run_all(self, batch: Sequence[Request[Any]]) -> list[Any]:
+        """Sends requests inside of the transaction."""
         if self._id == 0:
             raise RuntimeError("a transaction is used inside of its `with`")
-        return self._store.run(request, self._id)
+        return self._store.run_all_in(self._id, batch)
 
     def __enter__(self) -> Transaction:
         self._id = self._store.run(requests.transaction_start())
@@ -303,7 +343,7 @@ class Transaction(StoreOperations):
         self.conflicted = False
         if error is None:
             try:
-                self._store.run(requests.transaction_end(commit=True), current)
+                self._end(current, commit=True)
             except XenstoreError as refusal:
                 if refusal.name != "EAGAIN" or not self._may_repeat:
                     raise
@@ -319,7 +359,12 @@ class Transaction(StoreOperations):
     def _abort(self, current: int) -> None:
         # The error that is under way says more than one of the server, which may be gone.
         with contextlib.suppress(XenstoreError, PeerError):
-            self._store.run(requests.transaction_end(commit=False), current)
+            self._end(current, commit=False)
+
+    def _end(self, current: int, *, commit: bool) -> None:
+        (refusal,) = self._store.run_all_in(current, [requests.transaction_end(commit=commit)])
+        if isinstance(refusal, XenstoreError):
+            raise refusal
 
 
 def _name(error: OSError) -> str:
