@@ -60,6 +60,7 @@ TX_PERMS = 69
 TX_CREATE = 70
 TX_REMOVE = 71
 TX_EVENT = 72
+FAIL = 73
 # Quotas.
 QUOTA = 80
 
@@ -102,5 +103,6 @@ FIELDS: dict[int, tuple[int, ...]] = {
     TX_CREATE: (CONNECTION, TX_ID, PATH, DATA, PERMISSIONS),
     TX_REMOVE: (CONNECTION, TX_ID, PATH),
     TX_EVENT: (CONNECTION, TX_ID, PATH, FLAG),  # whether those above hear of it, too
+    FAIL: (CONNECTION, TX_ID),  # it can't be committed any more
     QUOTA: (MAYBE_DOMID, NAME, U32),
 }

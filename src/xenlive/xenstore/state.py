@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from xenlive.xenstore import changes
 from xenlive.xenstore.connection import Connection, Ring
-from xenlive.xenstore.quota import Quotas
 from xenlive.xenstore.store import Store
 from xenlive.xenstore.transaction import Transaction
-from xenlive.xenstore.watches import Watches
+from xenlive.xenstore.watches import Watches, pay_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xenlive.xenstore.changes import Journal
+    from xenlive.xenstore.quota import Quotas
     from xenlive.xenstore.transaction import Event, LogEntry
 
 _DOM0 = 0
@@ -39,11 +39,8 @@ class State:
     __slots__ = (
         "by_number",
         "connections",
-        "domain_quotas",
-        "features",
         "introduced",
         "next_number",
-        "quotas",
         "rings",
         "store",
         "watches",
@@ -53,15 +50,18 @@ class State:
         self.store = Store()
         self.store.populate()
         self.watches = Watches()
-        self.quotas = Quotas()
-        self.domain_quotas: dict[int, dict[str, int]] = {}
+        self.store.accounts.wake_by(self.watches.touch)
         self.connections: dict[Connection, None] = {}
         self.by_number: dict[int, Connection] = {}
         self.next_number = 1
         self.introduced: set[int] = {_DOM0}
-        # The connections by ring, and the features somebody has set, by domain.
+        # The connections by ring, by domain.
         self.rings: dict[int, Connection] = {}
-        self.features: dict[int, int] = {}
+
+    @property
+    def quotas(self) -> Quotas:
+        """The global quotas; those of domains are in `Store.accounts`."""
+        return self.store.accounts.quotas
 
     @property
     def journal(self) -> Journal | None:
@@ -86,10 +86,13 @@ class State:
         """
         if self.journal is not None:
             raise ValueError("a journal begins after a state was loaded")
+        old = self.store.accounts
         self.store = store
         self.watches = watches
-        if quotas is not None:
-            self.quotas = quotas
+        store.accounts.quotas = quotas or old.quotas
+        store.accounts.on_warning = old.on_warning
+        store.accounts.now = old.now
+        store.accounts.wake_by(watches.touch)
         self.connections = dict.fromkeys(connections)
         for conn in connections:
             if not conn.number:
@@ -100,6 +103,24 @@ class State:
         self.by_number = {conn.number: conn for conn in connections}
         self.rings = {conn.domid: conn for conn in connections if conn.ring is not None}
         self.introduced = introduced
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        """Finds out what each domain uses."""
+        store, accounts = self.store, self.store.accounts
+        for domid in store.domains:
+            if domid:
+                accounts.open(domid)
+        accounts.count_all(store.nodes.items())
+        accounts.count_all(store.special.items())
+        for conn in self.connections:
+            if conn.privileged:
+                continue
+            conn.use(accounts.open(conn.domid))
+            for watch in conn.watches.values():
+                pay_for(watch, 1)
+            for transaction in conn.transactions.values():
+                transaction.use(accounts.open(conn.domid))
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -111,6 +132,8 @@ class State:
         """The same with a number, not smaller than `next_number`."""
         self.store.add_domain(domid)
         conn = Connection(domid, number)
+        if domid:
+            conn.use(self.store.accounts.open(domid))
         self.next_number = number + 1
         self.connections[conn] = None
         self.by_number[number] = conn
@@ -129,6 +152,7 @@ class State:
             journal = self.store.journal
             if journal is not None:
                 journal((changes.DISCONNECT, conn.number))
+        conn.forget_replies()
         conn.out.clear()
         conn.events.clear()
         conn.closing = True
@@ -184,15 +208,14 @@ class State:
     def forget_domain(self, domid: int) -> None:
         """Says that a domain has gone: its rights, quotas, features; its nodes go before this."""
         self.store.purge_domain(domid)
-        self.domain_quotas.pop(domid, None)
-        self.features.pop(domid, None)
         journal = self.store.journal
         if journal is not None:
             journal((changes.GONE, domid))
 
     def set_features(self, domid: int, features: int) -> None:
         """Sets what a domain is told that this server can do (SET_FEATURE)."""
-        self.features[domid] = features
+        if domid:
+            self.store.accounts.open(domid).features = features
         journal = self.store.journal
         if journal is not None:
             journal((changes.FEATURES, domid, features))
@@ -200,11 +223,11 @@ class State:
     # -- quotas ------------------------------------------------------------------------------------
 
     def set_quota(self, name: str, value: int, domid: int = changes.ALL_DOMAINS) -> None:
-        """Sets a quota, of one domain or for all that have none of their own."""
+        """Sets a quota, of one domain or for all that become known from now on."""
         if domid == changes.ALL_DOMAINS:
             self.quotas.values[name] = value
         else:
-            self.domain_quotas.setdefault(domid, {})[name] = value
+            self.store.accounts.open(domid).quotas[name] = value
         journal = self.store.journal
         if journal is not None:
             journal((changes.QUOTA, domid, name.encode(), value))
@@ -216,7 +239,9 @@ class State:
         if not conn.transactions:
             conn.started_s = now_ns / 1e9
         conn.next_transaction = (number + 1) & 0xFFFFFFFF
-        made = conn.transactions[number] = Transaction(self.store, conn.number, number)
+        made = conn.transactions[number] = Transaction(
+            self.store, conn.number, number, conn.account
+        )
         journal = self.store.journal
         if journal is not None:
             journal((changes.START, conn.number, number, now_ns))

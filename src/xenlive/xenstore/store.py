@@ -23,9 +23,12 @@ Why not a tree of nodes: clients name full paths, and one lookup is cheaper than
 
 from __future__ import annotations
 
+from xenlive.abi.xs_ring import XENSTORE_FEATURES
 from xenlive.abi.xs_wire import DOMID_ANY
 from xenlive.xenstore import changes, perms
+from xenlive.xenstore.accounts import Accounts
 from xenlive.xenstore.paths import parent_of
+from xenlive.xenstore.perms import OWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,10 +71,11 @@ class Node:
 class Store:
     """All nodes, the special ones, and which domains exist since when."""
 
-    __slots__ = ("domains", "generation", "journal", "nodes", "pins", "special")
+    __slots__ = ("accounts", "domains", "generation", "journal", "nodes", "pins", "special")
 
     def __init__(self, generation: int = 0) -> None:
         self.journal: Journal | None = None
+        self.accounts = Accounts(XENSTORE_FEATURES)
         self.generation = generation
         self.domains: dict[int, int] = {0: 0}
         self.nodes: dict[bytes, Node] = {b"/": Node(b"", perms.make(("n", 0)), generation)}
@@ -101,8 +105,12 @@ class Store:
 
     def put_value(self, path: bytes, node: Node, value: bytes) -> None:
         """Changes the value of `node`, which is the one at `path`."""
-        if len(node.perms) != 4:
-            node.perms = self.fresh_perms(node)
+        node_perms = node.perms
+        if node_perms is not OWN:
+            if len(node_perms) != 4:
+                node.perms = self.fresh_perms(node)
+            if node_perms[2] or node_perms[3]:
+                self.accounts.grow(perms.owner_of(node_perms), len(value) - len(node.value))
         node.value = value
         self.generation = node.generation = self.generation + 1
         if self.journal is not None:
@@ -110,7 +118,7 @@ class Store:
 
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
         """Changes the permissions of `node`, which is the one at `path`."""
-        node.perms = node_perms
+        self._set_perms(path, node, node_perms)
         self.generation = node.generation = self.generation + 1
         if self.journal is not None:
             self.journal((changes.PERMS, path, node_perms))
@@ -120,14 +128,19 @@ class Store:
         self.generation += 1
         self._link(path)
         node = self.nodes[path] = Node(value, node_perms, self.generation)
+        if node_perms is not OWN:
+            self.accounts.add_node(path, node, 1)
         if self.journal is not None:
             self.journal((changes.CREATE, path, value, node_perms))
         return node
 
     def remove(self, path: bytes, below: list[bytes] | None = None) -> None:
         """Removes the node at `path`, not `/`, and all below it (`subtree(path)`, if known)."""
+        pop = self.nodes.pop
         for each in self.subtree(path) if below is None else below:
-            del self.nodes[each]
+            node = pop(each)
+            if node.perms is not OWN:
+                self.accounts.add_node(each, node, -1)
         self.generation += 1
         self._unlink(path)
         if self.journal is not None:
@@ -153,6 +166,8 @@ class Store:
         if domid not in self.domains:
             self.generation += 1
             self.domains[domid] = self.generation
+            if domid:
+                self.accounts.open(domid)
             if self.journal is not None:
                 self.journal((changes.KNOWN, domid))
 
@@ -163,18 +178,20 @@ class Store:
         owner, `/` and the special nodes, goes to domain 0.
         """
         without: dict[bytes, bytes] = {}
-        for node in self.nodes.values():
+        for path, node in self.nodes.items():
             old = node.perms
             new = without.get(old)
             if new is None:
                 new = without[old] = perms.without_domain(old, domid)
             if new is not old:
-                node.perms = new
-        for node in (self.nodes[b"/"], *self.special.values()):
-            if perms.owner_of(node.perms) == domid:
-                node.perms = perms.with_owner(node.perms, 0)
-            node.perms = perms.without_domain(node.perms, domid)
+                self._set_perms(path, node, new)
+        for path, node in ((b"/", self.nodes[b"/"]), *self.special.items()):
+            left = perms.without_domain(node.perms, domid)
+            if perms.owner_of(left) == domid:
+                left = perms.with_owner(left, 0)
+            self._set_perms(path, node, left)
         self.domains.pop(domid, None)
+        self.accounts.close(domid)
 
     def owned_by(self, domid: int) -> list[bytes]:
         """The paths of a domain's own nodes, each after those above it; this looks at all nodes."""
@@ -245,11 +262,21 @@ class Store:
                 parent.children = None
         self._touch_directory(parent, cut - len(path))
 
+    def _set_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
+        if node_perms is not node.perms:
+            self.accounts.add_node(path, node, -1)
+            node.perms = node_perms
+            self.accounts.add_node(path, node, 1)
+
     def _touch_directory(self, parent: Node, more_bytes: int) -> None:
         parent.children_bytes += more_bytes
         parent.listing = None
-        if len(parent.perms) != 4:
-            parent.perms = self.fresh_perms(parent)
+        if parent.perms is not OWN:
+            if len(parent.perms) != 4:
+                parent.perms = self.fresh_perms(parent)
+            owner = perms.owner_of(parent.perms)
+            if owner:
+                self.accounts.grow(owner, more_bytes)
         parent.generation = self.generation
 
     def _release_pinned(self, node: Node) -> None:

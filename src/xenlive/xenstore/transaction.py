@@ -16,15 +16,20 @@ the store just as the transaction saw it.
 
 from __future__ import annotations
 
+from xenlive.errors import XenstoreError
 from xenlive.xenstore import changes
+from xenlive.xenstore.accounts import node_size
 from xenlive.xenstore.changes import CREATE, PERMS, REMOVE, VALUE
 from xenlive.xenstore.paths import parent_of
+from xenlive.xenstore.perms import owner_of
+from xenlive.xenstore.quota import MEMORY, TRANSACTIONS, TX_NODES
 from xenlive.xenstore.store import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xenlive.xenstore.accounts import Account
     from xenlive.xenstore.changes import Change
     from xenlive.xenstore.store import Store
 
@@ -144,23 +149,60 @@ class Transaction:
     its connection, `number` its id there. The store's journal hears of all that happens in it.
     """
 
-    __slots__ = ("_store", "log", "nodes", "number", "owner")
+    __slots__ = ("_account", "_memory", "_store", "failed", "log", "nodes", "number", "owner")
 
-    def __init__(self, store: Store, owner: int, number: int) -> None:
+    def __init__(
+        self, store: Store, owner: int, number: int, account: Account | None = None
+    ) -> None:
         self._store = store
+        self._memory = 0
+        self._account: Account | None = None
+        self.failed = False  # a quota was hit in here: it can't be committed
         self.owner = owner
         self.number = number
         self.log: list[LogEntry] = []
         self.nodes: dict[bytes, TxNode] = {}
         store.generation += 1
+        if account is not None:
+            self.use(account)
 
     @classmethod
     def restore(cls, store: Store, nodes: dict[bytes, TxNode], log: list[LogEntry]) -> Transaction:
         """One that was open before: the children of its nodes are pinned in `store` again."""
         restored = cls.__new__(cls)
         restored._store, restored.nodes, restored.log = store, nodes, log
-        restored.owner = restored.number = 0
+        restored.owner = restored.number = restored._memory = 0
+        restored._account, restored.failed = None, False
         return restored
+
+    def use(self, account: Account) -> None:
+        """Says which domain pays for it, with what it looks at already."""
+        self._account = account
+        account.add(TRANSACTIONS, 1)
+        self._memory = 0
+        for path, node in self.nodes.items():
+            self._pay(len(path) + node_size(node.perms, len(node.value), node.children_bytes))
+
+    def fail(self) -> None:
+        """Says that this can't be committed any more: a request in here was done in part."""
+        self.failed = True
+        if self._store.journal is not None:
+            self._store.journal((changes.FAIL, self.owner, self.number))
+
+    def owned_more(self, domid: int) -> int:
+        """How many more nodes a domain will own once this is committed; less than 0 for fewer."""
+        more = 0
+        for node in self.nodes.values():
+            if node.exists and owner_of(node.perms) == domid:
+                more += 1
+            if node.old_perms is not None and owner_of(node.old_perms) == domid:
+                more -= 1
+        return more
+
+    def _pay(self, count: int) -> None:
+        if self._account is not None:
+            self._memory += count
+            self._account.add(MEMORY, count)
 
     def belong_to(self, owner: int, number: int) -> None:
         """Says whose transaction this is, once it has been restored."""
@@ -179,6 +221,7 @@ class Transaction:
     def put_value(self, path: bytes, node: Node, value: bytes) -> None:
         """Changes the value of the node at `path`."""
         seen = self.nodes[path]
+        self._pay(len(value) - len(seen.value))
         seen.value = value
         self._touch(seen)
         if seen.value_change is None:
@@ -207,6 +250,7 @@ class Transaction:
         parent = self._look(parent_of(path))
         parent.link(path)
         self._touch(parent)
+        self._pay(len(path) + len(value) + len(node_perms))
         node.start_over(value, node_perms)
         self._touch(node)
         node.value_change = LogEntry(CREATE, path, value, node_perms)
@@ -289,6 +333,11 @@ class Transaction:
 
     def end(self) -> None:
         """Lets go of what is pinned. Each transaction is ended exactly once."""
+        account = self._account
+        if account is not None:
+            self._account = None
+            account.add(TRANSACTIONS, -1)
+            account.add(MEMORY, -self._memory)
         for node in self.nodes.values():
             if node.base is not None:
                 self._store.unpin_children(node.base, node.base_children)
@@ -296,7 +345,13 @@ class Transaction:
     def _look(self, path: bytes) -> TxNode:
         node = self.nodes.get(path)
         if node is None:
+            account = self._account
+            if account is not None and account.too_many(TX_NODES, len(self.nodes) + 1):
+                self.fail()
+                raise XenstoreError("ENOSPC")
             node = self.nodes[path] = TxNode(self._store.find(path), self._store)
+            if account is not None:
+                self._pay(len(path) + node_size(node.perms, len(node.value), node.children_bytes))
         return node
 
     def _touch(self, node: TxNode) -> None:

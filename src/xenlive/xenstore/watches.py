@@ -17,6 +17,7 @@ from __future__ import annotations
 from xenlive.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XS_WATCH_EVENT, XSD_SOCKMSG
 from xenlive.xenstore import changes, perms
 from xenlive.xenstore.paths import parent_of
+from xenlive.xenstore.quota import MEMORY, WATCHES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Watches:
         self.n_set += 1
         watch.order = self.n_set if order is None else order
         self.count += 1
+        pay_for(watch, 1)
         self.by_path.setdefault(watch.path, {})[watch] = None
         watch.conn.watches[watch.path, watch.token] = watch
         if self.journal is not None:
@@ -91,6 +93,7 @@ class Watches:
             del self.by_path[watch.path]
         del watch.conn.watches[watch.path, watch.token]
         self.count -= 1
+        pay_for(watch, -1)
 
     def fire(
         self,
@@ -147,6 +150,14 @@ class Watches:
         if not conn.touched:
             conn.touched = True
             self.touched.append(conn)
+
+
+def pay_for(watch: Watch, sign: int) -> None:
+    """Accounts for a watch that comes (1) or goes (-1)."""
+    account = watch.conn.account
+    if account is not None:
+        account.add(WATCHES, sign)
+        account.add(MEMORY, sign * (len(watch.path) + len(watch.token)))
 
 
 def _order(watch: Watch) -> int:
