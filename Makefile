@@ -39,6 +39,12 @@ campaign: $(VENV)/.ready
 	$(BIN)/python -m xenlive.sim --chain --matrix
 	$(BIN)/python -m xenlive.sim --chain --seeds $(SEEDS)
 
+# Our Xenstore against Debian's daemons, the same sequences on each (docs/differences.md).
+SEQUENCES ?= 2000
+.PHONY: differential
+differential: $(VENV)/.ready
+	cd tests && ../$(BIN)/python -m differential --seeds $(SEQUENCES)
+
 # The small C kernels of the tests, to boot by hand (docs/boot.md).
 .PHONY: kernels
 kernels: $(VENV)/.ready

@@ -47,6 +47,11 @@ class CDaemon:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def environment(self) -> Mapping[str, str]:
         """What a client's process needs in its environment to find this daemon."""
         found = {**os.environ, "XENSTORED_PATH": str(self.socket_path)}
