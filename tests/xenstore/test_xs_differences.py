@@ -69,10 +69,10 @@ ROWS: list[tuple[str, int, bytes, Reply, Reply | None]] = [
     ("RELEASE,", XS_RELEASE, b"1 \0", "EINVAL", None),
     ("RESUME,", XS_RESUME, b"-1\0", "EINVAL", None),
     ("SET_TARGET", XS_SET_TARGET, b"1\x0065536\0", "EINVAL", None),
-    ("GET_FEATURE", XS_GET_FEATURE, b"\0", "ENOSYS", "ENOSYS"),
-    ("SET_FEATURE", XS_SET_FEATURE, b"1\x001\0", "ENOSYS", "ENOSYS"),
-    ("GET_QUOTA", XS_GET_QUOTA, b"\0", "ENOSYS", "ENOSYS"),
-    ("SET_QUOTA", XS_SET_QUOTA, b"nodes\x001\0", "ENOSYS", "ENOSYS"),
+    ("GET_FEATURE", XS_GET_FEATURE, b"\0", b"14\0", "ENOSYS"),
+    ("SET_FEATURE", XS_SET_FEATURE, b"1\x001\0", "ENOENT", "ENOSYS"),
+    ("GET_QUOTA", XS_GET_QUOTA, b"nodes\0", b"1000\0", "ENOSYS"),
+    ("SET_QUOTA", XS_SET_QUOTA, b"nodes\x001\0", OK, "ENOSYS"),
 ]
 
 

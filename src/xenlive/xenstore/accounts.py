@@ -13,8 +13,8 @@ that sending costs nothing.
 **Invariants.** Domain 0 is never limited, and costs nothing to account for: what is its own is what
 nobody else's is, and is counted when somebody asks. A number changes where the thing it counts
 changes (`Store`, `Watches`, `Transaction`, `Connection`), so it is right after commits, changes of
-owners, ends of domains; after a live update it is counted anew. Nothing here refuses anything by
-itself: `too_many` and `over_memory` are asked before a change.
+owners, ends of domains; after a live update it is counted anew. What is refused for it is
+`limits.py`.
 """
 
 from __future__ import annotations
@@ -60,27 +60,25 @@ class Account:
     """One domain's: `used` and `most` are indexed by the items of `quota.ITEMS`."""
 
     __slots__ = (
+        "accounts",
         "domid",
         "features",
         "hard_reported",
         "last_message_s",
         "most",
-        "overall",
         "quotas",
         "soft_reported",
         "stalled",
-        "touch",
         "used",
     )
 
     def __init__(self, domid: int, accounts: Accounts) -> None:
+        self.accounts = accounts
         self.domid = domid
         self.features = accounts.features
         self.quotas = dict(accounts.quotas.values)
         self.used = [0] * len(ITEMS)
         self.most = [0] * len(ITEMS)
-        self.overall = accounts.most
-        self.touch = accounts.touch
         self.stalled: Connection | None = None  # is not served until memory is given back
         self.hard_reported = self.soft_reported = False
         self.last_message_s = -MESSAGE_EVERY_S
@@ -89,19 +87,17 @@ class Account:
         """Uses more, or less, of an item."""
         value = self.used[item] = self.used[item] + count
         if value > self.most[item]:
-            self.most[item] = value
-            if value > self.overall[item]:
-                self.overall[item] = value
+            self.note(item, value)
         if count < 0 and self.stalled is not None:
             stalled, self.stalled = self.stalled, None
-            self.touch(stalled)
+            self.accounts.touch(stalled)
 
     def note(self, item: int, value: int) -> None:
         """Says how much of an item there was at once."""
         if value > self.most[item]:
             self.most[item] = value
-            if value > self.overall[item]:
-                self.overall[item] = value
+            if value > self.accounts.most[item]:
+                self.accounts.most[item] = value
 
     def too_many(self, item: int, value: int) -> bool:
         """Whether there may not be `value` of an item; else it is noted."""
@@ -111,11 +107,59 @@ class Account:
         self.note(item, value)
         return False
 
+    def must_wait(self, conn: Connection) -> bool:
+        """Whether requests of the domain are not to be served until it has read, or uses, less."""
+        quota = self.quotas["outstanding"]
+        if quota and self.used[OUTSTANDING] >= quota:
+            return True
+        if self.over_memory(conn, 0):
+            self.stalled = conn
+            return True
+        return False
+
+    def over_memory(self, conn: Connection, more_bytes: int) -> bool:
+        """Whether it would use too much with so many bytes more; says so as C does."""
+        memory = self.used[MEMORY] + conn.unsent_bytes() + more_bytes
+        self.note(MEMORY, memory)
+        hard, soft = self.quotas["memory"], self.quotas["soft-memory"]
+        is_less = (not hard or memory < hard) and (not soft or memory < soft)
+        if is_less and not (self.hard_reported or self.soft_reported):
+            return False
+        return self._warn(memory, hard, soft)
+
+    def _warn(self, memory: int, hard: int, soft: int) -> bool:
+        say, now_s = self.accounts.say, self.accounts.now()
+        domain = f"Domain {self.domid}"
+        if hard and memory >= hard:
+            if not self.hard_reported:
+                self.hard_reported = True
+                self.last_message_s = now_s
+                say(f"{domain} exceeds hard memory quota, Xenstore interface to domain stalled")
+            return True
+        if now_s - self.last_message_s < MESSAGE_EVERY_S:
+            return False
+        if self.hard_reported:
+            self.hard_reported = False
+            self.last_message_s = now_s
+            say(f"{domain} below hard memory quota again")
+        if soft and memory >= soft and not self.soft_reported:
+            self.soft_reported = True
+            self.last_message_s = now_s
+            say(f"{domain} exceeds soft memory quota")
+        if memory < soft and self.soft_reported:
+            self.soft_reported = False
+            self.last_message_s = now_s
+            say(f"{domain} below soft memory quota again")
+        return False
+
 
 class Accounts:
-    """All domains' but domain 0's, and the global quotas. `touch` wakes a connection's owner."""
+    """All domains' but domain 0's, and the global quotas.
 
-    __slots__ = ("by_domid", "features", "most", "now", "on_warning", "quotas", "touch")
+    `touch` has a connection looked after, `say` warns the operator.
+    """
+
+    __slots__ = ("by_domid", "features", "most", "now", "quotas", "say", "touch")
 
     def __init__(self, features: int) -> None:
         self.quotas = Quotas()
@@ -124,7 +168,7 @@ class Accounts:
         self.most = [0] * len(ITEMS)
         self.touch: Callable[[Connection], None] = _nobody
         self.now: Callable[[], float] = time.monotonic
-        self.on_warning: Callable[[str], None] | None = None
+        self.say: Callable[[str], None] = _nothing
 
     def open(self, domid: int) -> Account:
         """The account of a domain other than 0, with the global quotas if it is a new one."""
@@ -136,12 +180,6 @@ class Accounts:
     def close(self, domid: int) -> None:
         """Forgets a domain that has gone."""
         self.by_domid.pop(domid, None)
-
-    def wake_by(self, touch: Callable[[Connection], None]) -> None:
-        """Has `touch` called for each connection that may be served again."""
-        self.touch = touch
-        for account in self.by_domid.values():
-            account.touch = touch
 
     def add_node(self, path: bytes, node: Node, sign: int) -> None:
         """A node comes (1) or goes (-1)."""
@@ -191,50 +229,10 @@ class Accounts:
                 if item not in _SINGLE and used > self.most[item]:
                     self.most[item] = used
 
-    def over_memory(self, conn: Connection, more_bytes: int) -> bool:
-        """Whether a guest would have too much with so many bytes more; warns as C does."""
-        account = conn.account
-        if account is None:
-            return False
-        memory = account.used[MEMORY] + conn.unsent_bytes() + more_bytes
-        account.note(MEMORY, memory)
-        hard, soft = account.quotas["memory"], account.quotas["soft-memory"]
-        is_less = (not hard or memory < hard) and (not soft or memory < soft)
-        if is_less and not (account.hard_reported or account.soft_reported):
-            return False
-        return self._warn(account, memory, self.now())
-
-    def _warn(self, account: Account, memory: int, now_s: float) -> bool:
-        """What there is to say about a domain's memory; whether it is over the hard quota."""
-        hard, soft = account.quotas["memory"], account.quotas["soft-memory"]
-        domain = f"Domain {account.domid}"
-        if hard and memory >= hard:
-            if not account.hard_reported:
-                account.hard_reported = True
-                account.last_message_s = now_s
-                self._say(
-                    f"{domain} exceeds hard memory quota, Xenstore interface to domain stalled"
-                )
-            return True
-        if now_s - account.last_message_s >= MESSAGE_EVERY_S:
-            if account.hard_reported:
-                account.hard_reported = False
-                account.last_message_s = now_s
-                self._say(f"{domain} below hard memory quota again")
-            if soft and memory >= soft and not account.soft_reported:
-                account.soft_reported = True
-                account.last_message_s = now_s
-                self._say(f"{domain} exceeds soft memory quota")
-            if memory < soft and account.soft_reported:
-                account.soft_reported = False
-                account.last_message_s = now_s
-                self._say(f"{domain} below soft memory quota again")
-        return False
-
-    def _say(self, text: str) -> None:
-        if self.on_warning is not None:
-            self.on_warning(text)
-
 
 def _nobody(conn: Connection) -> None:
+    pass
+
+
+def _nothing(text: str) -> None:
     pass

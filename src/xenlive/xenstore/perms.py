@@ -114,20 +114,25 @@ def to_text(raw: bytes) -> bytes:
     return b"".join([b"%c%d\0" % (letter, domid) for letter, _, domid in _ENTRY.iter_unpack(raw)])
 
 
-def from_text(texts: list[bytes], domains: dict[int, int]) -> bytes:
+def from_text(texts: list[bytes], domains: dict[int, int], any_domain: bool = True) -> bytes:
     """Permissions from SET_PERMS's strings. XenstoreError EINVAL; ENOENT if the owner is unknown.
 
-    An entry for a domain that does not exist is kept, but marked stale.
+    An entry for a domain that does not exist is kept, but marked stale; so is one for DOMID_ANY,
+    unless `any_domain` allows it.
     """
     if any(text[:1] not in _LETTERS for text in texts):
         raise XenstoreError("EINVAL")
     domids = [_number(text[1:]) for text in texts]
-    if domids[0] not in domains and domids[0] != DOMID_ANY:
+    if domids[0] not in domains and (domids[0] != DOMID_ANY or not any_domain):
         raise XenstoreError("ENOENT")
     if any(not 0 <= domid <= 0xFFFF for domid in domids):
         raise XenstoreError("EINVAL")
     entries = [
-        _ENTRY.pack(text[0], 0 if domid in domains or domid == DOMID_ANY else STALE, domid)
+        _ENTRY.pack(
+            text[0],
+            0 if domid in domains or (domid == DOMID_ANY and any_domain) else STALE,
+            domid,
+        )
         for text, domid in zip(texts, domids, strict=True)
     ]
     return intern(b"".join(entries))

@@ -14,7 +14,7 @@ changes nothing. A journal of B hears the same changes as the one of A.
 
 from __future__ import annotations
 
-from xenlive.errors import ImageError
+from xenlive.errors import ImageError, XenstoreError
 from xenlive.xenstore import changes
 from xenlive.xenstore.paths import parent_of
 from xenlive.xenstore.transaction import LogEntry
@@ -39,7 +39,10 @@ def replay(server: State, change: Change) -> None:
 
     ImageError `change-does-not-fit` if it can't be one of this server's; nothing was changed then.
     """
-    _DO[change[0]](server, *change[1:])
+    try:
+        _DO[change[0]](server, *change[1:])
+    except XenstoreError as error:
+        raise _unfit("more than a quota allows", error.name) from None
 
 
 def _unfit(what: str, value: object) -> ImageError:
@@ -270,6 +273,11 @@ def _tx_event(server: State, number: int, tx_id: int, path: bytes, below: int) -
     transaction.note_event(path, below=bool(below))
 
 
+def _fail(server: State, number: int, tx_id: int) -> None:
+    _transaction(server, number, tx_id)
+    server.fail_transaction(_connection(server, number), tx_id)
+
+
 def _transaction(server: State, number: int, tx_id: int) -> Transaction:
     transaction = _connection(server, number).transactions.get(tx_id)
     if transaction is None:
@@ -311,5 +319,6 @@ _DO: dict[int, Callable[..., Any]] = {
     changes.TX_CREATE: _tx_create,
     changes.TX_REMOVE: _tx_remove,
     changes.TX_EVENT: _tx_event,
+    changes.FAIL: _fail,
     changes.QUOTA: _quota,
 }

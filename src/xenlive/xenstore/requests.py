@@ -12,6 +12,11 @@ look at a node can't tell whether it is there: EACCES, unless the nearest node a
 
 from __future__ import annotations
 
+from xenlive.abi.xs_ring import (
+    XENSTORE_FEATURES,
+    XENSTORE_SERVER_FEATURE_DOMID_ANY,
+    XENSTORE_SERVER_FEATURE_WATCHDEPTH,
+)
 from xenlive.abi.xs_wire import (
     DOMID_SELF,
     XENSTORE_PAYLOAD_MAX,
@@ -42,7 +47,7 @@ from xenlive.abi.xs_wire import (
     XS_WRITE,
 )
 from xenlive.errors import XenstoreError
-from xenlive.xenstore import domains, perms
+from xenlive.xenstore import domains, limits, perms, settings
 from xenlive.xenstore.paths import home_of, parent_of
 from xenlive.xenstore.transaction import Transaction
 from xenlive.xenstore.watches import Watch
@@ -121,6 +126,7 @@ def do_write(server: XenstoreServer, conn: Connection, request: Request, view: V
     if node is None:
         _create(server, conn, view, path, value)
     else:
+        limits.check_value(conn, view, node, value)
         view.put_value(path, node, value)
     server.changed(conn, view, path)
     return OK
@@ -165,13 +171,18 @@ def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, vie
     raw, *texts = request.payload.split(b"\0")[:-1] or [b""]
     if not texts:
         raise XenstoreError("EINVAL")
+    limits.check_permission_count(conn, len(texts))
     domains.learn(server, texts)
-    wanted = perms.from_text(texts, server.store.domains)
+    any_domain = conn.account is None or bool(
+        conn.account.features & XENSTORE_SERVER_FEATURE_DOMID_ANY
+    )
+    wanted = perms.from_text(texts, server.store.domains, any_domain)
     path = server.canonical(conn, raw, special=True)
     node = _get_node(server, conn, view, path, perms.WRITE | perms.OWNER)
     old = server.store.fresh_perms(node)
     if not conn.privileged and perms.owner_of(wanted) != perms.owner_of(old):
         raise XenstoreError("EPERM")
+    limits.check_permissions(conn, view, node, wanted)
     view.put_perms(path, node, wanted)
     server.changed(conn, view, path, old)
     return OK
@@ -182,7 +193,8 @@ def do_watch(
 ) -> bytes | None:
     """WATCH `path|token|[depth|]`: the first event follows the reply."""
     words = request.payload.split(b"\0")[:-1]
-    if len(words) not in (2, 3):
+    features = XENSTORE_FEATURES if conn.account is None else conn.account.features
+    if len(words) != 2 and (len(words) != 3 or not features & XENSTORE_SERVER_FEATURE_WATCHDEPTH):
         raise XenstoreError("EINVAL")
     depth = atoi(words[2]) if len(words) == 3 else None
     if depth is not None and depth < 0:
@@ -191,6 +203,7 @@ def do_watch(
     path = server.canonical(conn, raw, special=True)
     if (path, token) in conn.watches:
         raise XenstoreError("EEXIST")
+    limits.check_watch(conn, path, token)
     watch = Watch(conn, path, token, depth, len(path) - len(raw))
     server.watches.add(watch)
     server.answer(conn, request, OK)
@@ -225,6 +238,7 @@ def do_transaction_start(
     """TRANSACTION_START: the new id, in decimal."""
     if isinstance(view, Transaction):
         raise XenstoreError("EBUSY")
+    limits.check_start(conn)
     return b"%d\0" % server.start_transaction(conn)
 
 
@@ -239,6 +253,11 @@ def do_transaction_end(
     if request.payload == b"F\0":
         server.end_transaction(conn, request.tx_id)
         return OK
+    try:
+        limits.check_commit(conn, view)
+    except XenstoreError:
+        server.end_transaction(conn, request.tx_id)
+        raise
     if view.in_conflict():
         server.end_transaction(conn, request.tx_id)
         raise XenstoreError("EAGAIN")
@@ -298,10 +317,10 @@ TABLE[XS_RESUME] = (domains.do_resume, PRIVILEGED)
 TABLE[XS_SET_TARGET] = (domains.do_set_target, PRIVILEGED)
 TABLE[XS_RESET_WATCHES] = (do_reset_watches, 0)
 TABLE[XS_DIRECTORY_PART] = (do_directory_part, 0)
-TABLE[XS_GET_FEATURE] = (None, 0)
-TABLE[XS_SET_FEATURE] = (None, PRIVILEGED)
-TABLE[XS_GET_QUOTA] = (None, 0)
-TABLE[XS_SET_QUOTA] = (None, PRIVILEGED)
+TABLE[XS_GET_FEATURE] = (settings.do_get_feature, 0)
+TABLE[XS_SET_FEATURE] = (settings.do_set_feature, PRIVILEGED)
+TABLE[XS_GET_QUOTA] = (settings.do_get_quota, PRIVILEGED)
+TABLE[XS_SET_QUOTA] = (settings.do_set_quota, PRIVILEGED)
 
 
 def _path(
@@ -362,6 +381,7 @@ def _create(
     inherited = server.store.fresh_perms(above)
     if not conn.privileged:
         inherited = perms.with_owner(inherited, conn.domid)
+        limits.check_create(conn, view, missing, above, value, inherited)
     while len(missing) > 1:
         view.create(missing.pop(), b"", inherited)
     view.create(path, value, inherited)

@@ -23,6 +23,7 @@ import struct
 import time
 
 from xenlive.abi.xs_wire import (
+    TYPE_NAMES,
     XENSTORE_PAYLOAD_MAX,
     XENSTORE_REL_PATH_MAX,
     XS_DIRECTORY,
@@ -32,10 +33,14 @@ from xenlive.abi.xs_wire import (
     XS_TYPE_COUNT,
     XS_WRITE,
     XSD_ERRORS,
+    XSD_SOCKMSG,
 )
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import control, requests
+from xenlive.xenstore.limits import SMALL_ANSWER
+from xenlive.xenstore.log import IO, Log
 from xenlive.xenstore.paths import canonical
+from xenlive.xenstore.quota import PATH_MAX
 from xenlive.xenstore.requests import Request
 from xenlive.xenstore.state import State
 from xenlive.xenstore.transaction import Transaction
@@ -71,7 +76,7 @@ class XenstoreServer(State):
         "control_help",
         "hold_transactions",
         "links",
-        "on_print",
+        "log",
     )
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -82,10 +87,33 @@ class XenstoreServer(State):
         # While set, a TRANSACTION_START of a connection without a transaction has to wait, and
         # all that follows it: so the open transactions run out before a live update.
         self.hold_transactions = False
-        self.on_print: Callable[[bytes], None] | None = None
+        self.log = Log()
+        self.store.accounts.now = now
+        self.store.accounts.say = self.log.say
         self.control: dict[bytes, ControlHandler] = {}
         self.control_help: dict[bytes, bytes] = {}
         control.install(self)
+
+    @property
+    def on_print(self) -> Callable[[bytes], None] | None:
+        """What gets the words of CONTROL `print`, and what an operator is to see at once."""
+        return self.log.on_print
+
+    @on_print.setter
+    def on_print(self, on_print: Callable[[bytes], None] | None) -> None:
+        self.log.on_print = on_print
+
+    def connect_as(self, number: int, domid: int) -> Connection:
+        """As `State.connect_as`; while requests are logged none takes a fast path."""
+        conn = super().connect_as(number, domid)
+        conn.fast = conn.privileged and not self.log.traces(IO)
+        return conn
+
+    def follow_log(self) -> None:
+        """Does without the fast paths, or takes them again, as the log was changed."""
+        traces = self.log.traces(IO)
+        for conn in self.connections:
+            conn.fast = conn.privileged and not traces
 
     @property
     def node_count(self) -> int:
@@ -138,7 +166,7 @@ class XenstoreServer(State):
         store = self.store
         nodes = store.nodes
         out = conn.out
-        privileged = conn.privileged
+        fast = conn.fast
         size = len(data)
         start = 0
         body = 16
@@ -150,7 +178,7 @@ class XenstoreServer(State):
             end = body + length
             if end > size:
                 break
-            if privileged and not tx_id:
+            if fast and not tx_id:
                 if kind == XS_READ:
                     node = nodes.get(data[body : end - 1])
                     if node is not None and not data[end - 1]:
@@ -187,6 +215,9 @@ class XenstoreServer(State):
                             start = end
                             body = end + 16
                             continue
+            elif conn.account is not None and conn.account.must_wait(conn):
+                conn.stalled = True
+                break
             if kind == XS_TRANSACTION_START and self.hold_transactions and not conn.transactions:
                 conn.held = True
                 break
@@ -223,6 +254,13 @@ class XenstoreServer(State):
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             self.answer_error(conn, request, "E2BIG")
             return
+        account = conn.account
+        if account is not None:
+            size = len(payload)
+            if size > SMALL_ANSWER and account.over_memory(conn, size + XSD_SOCKMSG.size):
+                self.answer_error(conn, request, "ENOMEM")
+                return
+            conn.replied()
         conn.out.append(request.head + _U32(len(payload)) + payload)
 
     def answer_error(self, conn: Connection, request: Request, name: str) -> None:
@@ -230,6 +268,8 @@ class XenstoreServer(State):
         if name not in XSD_ERRORS:
             name = "EINVAL"
         payload = name.encode() + b"\0"
+        if conn.account is not None:
+            conn.replied()
         conn.out.append(_ERROR_TYPE + request.head[4:] + _U32(len(payload)) + payload)
 
     def open_transactions(self) -> list[tuple[int, float]]:
@@ -260,10 +300,13 @@ class XenstoreServer(State):
         if raw in self.store.nodes:
             return raw
         # Never more than the protocol's own limit: another daemon's stream may say 0 for none.
-        longest = min(
-            self.quotas.values["path-max"] or XENSTORE_REL_PATH_MAX, XENSTORE_REL_PATH_MAX
-        )
-        return canonical(conn.home, raw, special, longest)
+        account = conn.account
+        quotas = self.quotas.values if account is None else account.quotas
+        longest = min(quotas["path-max"] or XENSTORE_REL_PATH_MAX, XENSTORE_REL_PATH_MAX)
+        path = canonical(conn.home, raw, special, longest)
+        if account is not None:
+            account.note(PATH_MAX, len(path))
+        return path
 
     def changed(
         self, conn: Connection, view: View, path: bytes, old_perms: bytes | None = None
@@ -282,7 +325,14 @@ class XenstoreServer(State):
                 self.watches.fire(self.store, each, origin, exact=each is not below[-1])
         self.store.remove(path, below)
 
+    def _trace(self, conn: Connection, way: str, kind: int, payload: bytes) -> None:
+        name = TYPE_NAMES.get(kind, "**UNKNOWN**")
+        text = payload.replace(b"\0", b" ").decode("latin-1")
+        self.log.write(f"io: {way} #{conn.number} (d{conn.domid}) {name} ({text})")
+
     def _serve(self, conn: Connection, request: Request) -> None:
+        if self.log.sink is not None and self.log.traces(IO):
+            self._trace(conn, "IN", request.kind, request.payload)
         handler, flags = None, 0
         if request.kind < XS_TYPE_COUNT:
             handler, flags = requests.TABLE[request.kind]
@@ -303,3 +353,6 @@ class XenstoreServer(State):
         else:
             if payload is not None:
                 self.answer(conn, request, payload)
+        if self.log.sink is not None and self.log.traces(IO) and conn.out:
+            kind, _, _, _ = XSD_SOCKMSG.unpack(conn.out[-1])
+            self._trace(conn, "OUT", kind, conn.out[-1][XSD_SOCKMSG.size :])

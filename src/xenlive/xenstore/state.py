@@ -50,7 +50,7 @@ class State:
         self.store = Store()
         self.store.populate()
         self.watches = Watches()
-        self.store.accounts.wake_by(self.watches.touch)
+        self.store.accounts.touch = self.watches.touch
         self.connections: dict[Connection, None] = {}
         self.by_number: dict[int, Connection] = {}
         self.next_number = 1
@@ -90,9 +90,8 @@ class State:
         self.store = store
         self.watches = watches
         store.accounts.quotas = quotas or old.quotas
-        store.accounts.on_warning = old.on_warning
-        store.accounts.now = old.now
-        store.accounts.wake_by(watches.touch)
+        store.accounts.say, store.accounts.now = old.say, old.now
+        store.accounts.touch = watches.touch
         self.connections = dict.fromkeys(connections)
         for conn in connections:
             if not conn.number:
@@ -253,6 +252,10 @@ class State:
         journal = self.store.journal
         if journal is not None:
             journal((changes.END, conn.number, number))
+
+    def fail_transaction(self, conn: Connection, number: int) -> None:
+        """Says that one can't be committed any more."""
+        conn.transactions[number].fail()
 
     def end_transactions(self, conn: Connection) -> None:
         """Ends a connection's transactions without an effect."""

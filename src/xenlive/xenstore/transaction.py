@@ -189,6 +189,10 @@ class Transaction:
         if self._store.journal is not None:
             self._store.journal((changes.FAIL, self.owner, self.number))
 
+    def has_created(self) -> bool:
+        """Whether a node was made in here, as far as is left of it."""
+        return any(entry.kind == CREATE for entry in self.log)
+
     def owned_more(self, domid: int) -> int:
         """How many more nodes a domain will own once this is committed; less than 0 for fewer."""
         more = 0

@@ -136,9 +136,12 @@ class Watches:
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             return
         conn = watch.conn
+        if payload[:1] != b"@" and payload in conn.events:
+            return
+        account = conn.account
+        if account is not None and account.over_memory(conn, len(payload) + XSD_SOCKMSG.size):
+            return
         if payload[:1] != b"@":
-            if payload in conn.events:
-                return
             conn.events.add(payload)
         conn.noted = True
         conn.out.append(XSD_SOCKMSG.pack(XS_WATCH_EVENT, 0, 0, len(payload)) + payload)
