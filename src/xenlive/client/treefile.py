@@ -16,7 +16,7 @@ a server by then.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from xenlive.client.answers import Permission
@@ -119,7 +119,7 @@ def moved(nodes: Iterable[Node], old_top: str, new_top: str) -> list[Node]:
     ]
 
 
-def from_mapping(tree: dict[str, bytes | str]) -> list[Node]:
+def from_mapping(tree: Mapping[str, bytes | str]) -> list[Node]:
     """Nodes from paths and values, in their order, without permissions."""
     return [
         Node(
