@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _OK = b"OK\0"
 _DOM0 = 0
+_INTRODUCED = b"@introduceDomain"
+_RELEASED = b"@releaseDomain"
 
 
 class DomainState:
@@ -95,7 +97,7 @@ def do_introduce(server: XenstoreServer, conn: Connection, request: Request, vie
         guest = server.links.connect(domid, port)
         server.introduce(guest)
         if domid != _DOM0:
-            server.watches.fire(server.store, b"@introduceDomain", None, exact=True)
+            _fire(server, _INTRODUCED, domid)
     elif guest.link is not None:
         guest.link.rebind(port)
     server.reset(guest)
@@ -165,11 +167,13 @@ def check(server: XenstoreServer) -> None:
             server.set_ring(guest, ring.evtchn, state.unique_id)
         if state is None or state.unique_id != ring.unique_id:
             forget(server, guest)
+            notify = False  # it has told those who watch
         elif state.is_shut_down and not ring.is_shut_down:
             server.set_shut_down(guest, True)
+            server.watches.fire_special(server.store, _RELEASED, domid)
             notify = True
     if notify:
-        _fire_release(server)
+        server.watches.fire_special(server.store, _RELEASED, None)
 
 
 def forget(server: XenstoreServer, guest: Connection) -> None:
@@ -185,7 +189,7 @@ def forget(server: XenstoreServer, guest: Connection) -> None:
     for other in server.rings.values():
         if other.target == domid:
             server.set_target(other, -1)
-    _fire_release(server)
+    _fire(server, _RELEASED, domid)
 
 
 def _forget_rights(server: XenstoreServer, domid: int) -> None:
@@ -197,8 +201,9 @@ def _forget_rights(server: XenstoreServer, domid: int) -> None:
     server.forget_domain(domid)
 
 
-def _fire_release(server: XenstoreServer) -> None:
-    server.watches.fire(server.store, b"@releaseDomain", None, exact=True)
+def _fire(server: XenstoreServer, name: bytes, domid: int) -> None:
+    server.watches.fire_special(server.store, name, None)
+    server.watches.fire_special(server.store, name, domid)
 
 
 def _one_domid(request: Request) -> int:

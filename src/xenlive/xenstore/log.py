@@ -66,6 +66,14 @@ class Log:
             self.flags &= ~flag
         return True
 
+    def describe(self) -> str:
+        """The switches, as CONTROL `log` answers them."""
+        lines = [
+            f"{name.decode():<8}: {'on' if self.flags >> index & 1 else 'off'}\n"
+            for index, name in enumerate(SWITCHES)
+        ]
+        return "Log switch settings:\n" + "".join(lines)
+
     def write(self, text: str) -> None:
         """A line for the log."""
         if self.sink is not None:

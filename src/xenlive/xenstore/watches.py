@@ -130,6 +130,25 @@ class Watches:
             if conn.privileged or _may_know(store, path, conn, old_perms):
                 self.send(watch, path, origin)
 
+    def fire_special(self, store: Store, name: bytes, domid: int | None) -> None:
+        """Sends the events of `@introduceDomain` or `@releaseDomain`.
+
+        With a domain, these are for who watches `name/<domid>`, or `name` with a depth of 1 and
+        more; without one, for who watches `name` as such, which says no domain.
+        """
+        found = list(self.by_path.get(name, ()))
+        path = name
+        if domid is None:
+            found = [watch for watch in found if watch.depth is None]
+        else:
+            path = b"%s/%d" % (name, domid)
+            found = [watch for watch in found if watch.depth] + list(self.by_path.get(path, ()))
+        found.sort(key=_order)
+        for watch in found:
+            conn = watch.conn
+            if conn.privileged or _may_know(store, name, conn, None):
+                self.send(watch, path, None)
+
     def send(self, watch: Watch, path: bytes, origin: Connection | None) -> None:
         """Sends one event, unless it is too long or already waits."""
         payload = path[watch.prefix :] + b"\0" + watch.token + b"\0"
