@@ -24,7 +24,7 @@ from xenlive.abi.xs_wire import (
 )
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import domains
-from xenlive.xenstore.connection import Connection, Ring
+from xenlive.xenstore.connection import Connection
 from xenlive.xenstore.domains import DomainState, Link, Links
 from xenlive.xenstore.server import XenstoreServer
 from xenlive.xenstore.stream import encode_state, load_state
@@ -67,7 +67,7 @@ class FakeLinks(Links):
         if domid not in self.there or port != 1:
             raise XenstoreError("EINVAL")
         connection = self.server.connect(domid)
-        connection.ring = Ring(100 + domid, self.there[domid].unique_id)
+        self.server.set_ring(connection, 100 + domid, self.there[domid].unique_id)
         connection.link = self.made[domid] = FakeLink()
         return connection
 
