@@ -49,7 +49,9 @@ class Client:
 
     def heard(self) -> list[Message]:
         """What came since the last time."""
-        return decode(self.conn.take())
+        data = self.conn.take()
+        self.conn.sent(data, len(data))  # it is read at once
+        return decode(data)
 
     def send(self, kind: int, payload: bytes, tx_id: int = 0) -> list[Message]:
         """Everything that comes back at once: events, reply, events."""
