@@ -234,6 +234,8 @@ def _look(server: State, number: int, tx_id: int, path: bytes) -> None:
     transaction = _transaction(server, number, tx_id)
     if path in transaction.nodes:
         raise _unfit("a second first look", path)
+    if not transaction.has_room(1):
+        raise _unfit("more than a transaction may look at", path)
     transaction.find(path)
 
 
@@ -263,6 +265,8 @@ def _tx_remove(server: State, number: int, tx_id: int, path: bytes) -> None:
     _seen(transaction, path)
     if path[:1] != b"/" or path == b"/":
         raise _unfit("a node that can't be removed", path)
+    if not transaction.has_room(transaction.count_unseen(path)):
+        raise _unfit("more than a transaction may look at", path)
     transaction.remove(path)
 
 

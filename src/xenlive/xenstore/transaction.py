@@ -217,6 +217,7 @@ class Transaction:
         """The node at `path` in this view; from now on it must not change outside."""
         node = self.nodes.get(path)
         if node is None:
+            self._make_room(1)
             node = self._look(path)
             if self._store.journal is not None:
                 self._store.journal((changes.LOOK, self.owner, self.number, path))
@@ -249,7 +250,10 @@ class Transaction:
             self._store.journal((changes.TX_PERMS, self.owner, self.number, path, node_perms))
 
     def create(self, path: bytes, value: bytes, node_perms: bytes) -> Node:
-        """Makes the node at `path`, which is not there in this view while its parent is."""
+        """Makes the node at `path`, which is not there in this view while its parent is.
+
+        Both have been looked at, so that it needs no room.
+        """
         node = self._look(path)
         parent = self._look(parent_of(path))
         parent.link(path)
@@ -266,6 +270,8 @@ class Transaction:
 
     def remove(self, path: bytes) -> None:
         """Removes the node at `path`, not `/`, and all below it, and notes their events."""
+        if self._account is not None:
+            self._make_room(self.count_unseen(path))
         parent = self._look(parent_of(path))
         todo = [path]
         while todo:
@@ -285,6 +291,25 @@ class Transaction:
         self.log.append(LogEntry(REMOVE, path))
         if self._store.journal is not None:
             self._store.journal((changes.TX_REMOVE, self.owner, self.number, path))
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many nodes more may be looked at, for all that who pays for it has."""
+        account = self._account
+        return account is None or not account.too_many(TX_NODES, len(self.nodes) + count)
+
+    def count_unseen(self, path: bytes) -> int:
+        """How many nodes have not been looked at, of the one above `path`, it and all below it."""
+        count = int(parent_of(path) not in self.nodes)
+        todo = [path]
+        while todo:
+            each = todo.pop()
+            node: Node | None = self.nodes.get(each)
+            if node is None:
+                count += 1
+                node = self._store.find(each)
+            if node is not None:
+                todo.extend(node.paths())
+        return count
 
     def note_event(self, path: bytes, *, below: bool) -> None:
         """Says that a change at `path` is to be told when this is committed.
@@ -346,15 +371,16 @@ class Transaction:
             if node.base is not None:
                 self._store.unpin_children(node.base, node.base_children)
 
+    def _make_room(self, count: int) -> None:
+        if not self.has_room(count):
+            self.fail()
+            raise XenstoreError("ENOSPC")
+
     def _look(self, path: bytes) -> TxNode:
         node = self.nodes.get(path)
         if node is None:
-            account = self._account
-            if account is not None and account.too_many(TX_NODES, len(self.nodes) + 1):
-                self.fail()
-                raise XenstoreError("ENOSPC")
             node = self.nodes[path] = TxNode(self._store.find(path), self._store)
-            if account is not None:
+            if self._account is not None:
                 self._pay(len(path) + node_size(node.perms, len(node.value), node.children_bytes))
         return node
 
