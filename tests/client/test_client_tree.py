@@ -40,6 +40,7 @@ class Core:
     def ask(self, request: Request[object]) -> object:
         self.asked += 1
         answer = self.client.ask(request.type, request.payload)
+        self.client.conn.sent(b"", 0)  # what it said was read
         if isinstance(answer, str):
             return XenstoreError(answer, request.label)
         return request.meaning(Answer(1, request.type, answer, 0))
