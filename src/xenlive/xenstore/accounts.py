@@ -83,6 +83,15 @@ class Account:
         self.hard_reported = self.soft_reported = False
         self.last_message_s = -MESSAGE_EVERY_S
 
+    def own_quotas(self) -> dict[str, int]:
+        """The quotas that are not the global ones."""
+        general = self.accounts.quotas.values
+        return {name: n for name, n in self.quotas.items() if general.get(name) != n}
+
+    def is_special(self) -> bool:
+        """Whether something was set of this domain alone: the state stream has to say it."""
+        return self.features != self.accounts.features or bool(self.own_quotas())
+
     def add(self, item: int, count: int) -> None:
         """Uses more, or less, of an item."""
         value = self.used[item] = self.used[item] + count

@@ -9,13 +9,14 @@ what the C daemon does (`handle_input`, `readchn`, `writechn`, `ignore_connectio
 **Invariants.** All of the page is the guest's to write, this end's indices too: each is read once
 and checked, and no index is kept, so that another kernel of this end goes on where one stopped.
 After a pair that can't be, a message that is too long, or more waiting events than anybody reads,
-the connection is ignored for good and the page's `error` field says why; no other connection
-notices. A guest that does not read its answers is not served until it does. One `pump` moves at
+the connection is ignored for good and the page's `error` field says why, if the guest was told of
+it (`server_features`); no other connection notices. A guest that does not read its answers, or uses
+more memory than its quota, is not served until that has changed. One `pump` moves at
 most one ring full each way, however busy the guest is: the caller looks at `has_work` and comes
 back when it has looked after others.
 
 Whether a connection is ignored stands in the page alone (`error`), which a guest may write as it
-likes: who ignores itself hurts nobody else.
+likes: who ignores itself hurts nobody else. Only of a guest without that field it is kept here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.server import XenstoreServer
 
-#: A guest with more than this unread is not served, as one with 20 requests outstanding is not.
+#: Domain 0, which has no quotas, is not served either with more than this unread.
 UNSENT_MAX = 20 * 4112
 #: And one whose watch events pile up beyond this is ignored: it will not come back.
 WAITING_MAX = 4 << 20
@@ -41,12 +42,13 @@ _INDICES = (xs_ring.REQ_CONS, xs_ring.REQ_PROD, xs_ring.RSP_CONS, xs_ring.RSP_PR
 class RingPage:
     """The rings of `connection`; `page` is a live view of the 4096 bytes that it shares."""
 
-    __slots__ = ("_answers", "_connection", "_requests", "_server", "_words")
+    __slots__ = ("_answers", "_connection", "_is_ignored", "_requests", "_server", "_words")
 
     def __init__(self, server: XenstoreServer, connection: Connection, page: memoryview) -> None:
         size = xs_ring.XENSTORE_RING_SIZE
         self._server = server
         self._connection = connection
+        self._is_ignored = False
         self._words = page.cast("I")
         self._requests = RingArea([page[:size]])
         self._answers = RingArea([page[xs_ring.RSP_AT : xs_ring.RSP_AT + size]])
@@ -54,12 +56,15 @@ class RingPage:
     @property
     def is_ignored(self) -> bool:
         """Whether nothing is moved any more."""
-        return bool(self._words[xs_ring.ERROR] != xs_ring.XENSTORE_ERROR_NONE)
+        if self._has_error_field():
+            return bool(self._words[xs_ring.ERROR] != xs_ring.XENSTORE_ERROR_NONE)
+        return self._is_ignored
 
     def start(self) -> None:
         """A connection begins: no error so far, and what this server can do beyond the rings."""
-        self._words[xs_ring.SERVER_FEATURES] = xs_ring.XENSTORE_SERVER_FEATURE_ERROR
-        self._words[xs_ring.ERROR] = xs_ring.XENSTORE_ERROR_NONE
+        self._words[xs_ring.SERVER_FEATURES] = self._features()
+        if self._has_error_field():
+            self._words[xs_ring.ERROR] = xs_ring.XENSTORE_ERROR_NONE
 
     def reset(self) -> None:
         """Empties both rings (`domain_conn_reset`)."""
@@ -101,22 +106,44 @@ class RingPage:
         try:
             if (connection.head or connection.out) and self._producer().free():
                 return True
-            return self._may_read() and self._consumer().available() > 0
+            if not self._may_read():
+                return False
+            return connection.stalled or self._consumer().available() > 0
         except PeerError:
             return True  # the next `pump` deals with it
 
     def ignore(self, error: int) -> None:
         """As the C daemon's `ignore_connection`: its state is dropped, the guest is told why."""
-        self._words[xs_ring.ERROR] = error
+        if self._has_error_field():
+            self._words[xs_ring.ERROR] = error
+        self._is_ignored = True
         self._server.reset(self._connection)
+
+    def _features(self) -> int:
+        account = self._connection.account
+        return xs_ring.XENSTORE_FEATURES if account is None else account.features
+
+    def _has_error_field(self) -> bool:
+        return bool(self._features() & xs_ring.XENSTORE_SERVER_FEATURE_ERROR)
 
     def _may_read(self) -> bool:
         connection = self._connection
-        return not (connection.closing or connection.held or connection.unsent_bytes() > UNSENT_MAX)
+        if connection.closing or connection.held:
+            return False
+        if connection.account is None:
+            return connection.unsent_bytes() <= UNSENT_MAX
+        return not connection.account.must_wait(connection)
 
     def _read_requests(self) -> bool:
         if not self._may_read():
             return False
+        connection = self._connection
+        if connection.stalled:
+            # What it had sent before comes first. Its bytes have left the ring already.
+            connection.stalled = False
+            self._server.receive(connection, b"")
+            if connection.stalled or not self._may_read():
+                return False
         data = self._consumer().read()
         if data:
             self._server.receive(self._connection, data)
@@ -124,12 +151,17 @@ class RingPage:
 
     def _write_answers(self) -> bool:
         connection = self._connection
-        data = connection.head or connection.take()
-        if not data:
-            return False
-        count = self._producer().write(memoryview(data)[connection.head_sent :])
-        connection.sent(data, connection.head_sent + count)
-        return bool(count)
+        written = 0
+        while written < xs_ring.XENSTORE_RING_SIZE:
+            data = connection.head or connection.take_some(xs_ring.XENSTORE_RING_SIZE)
+            if not data:
+                break
+            count = self._producer().write(memoryview(data)[connection.head_sent :])
+            connection.sent(data, connection.head_sent + count)
+            written += count
+            if connection.head:
+                break
+        return bool(written)
 
     def _consumer(self) -> Consumer:
         words = self._words

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 
+from xenlive.abi.xs_ring import XENSTORE_FEATURES
 from xenlive.abi.xs_state import (
     WATCH_DEPTH_UNLIMITED,
     XS_STATE_CONN_FIELDS_UNIQ_ID,
@@ -128,12 +129,14 @@ class _Reader:
     __slots__ = (
         "connections",
         "data",
+        "domains",
         "fds",
         "loaded",
         "offset",
         "quotas",
         "root_seen",
         "store",
+        "version",
         "watches",
     )
 
@@ -147,6 +150,8 @@ class _Reader:
         self.connections: dict[int, Connection] = {}
         self.fds: set[int] = set()
         self.root_seen = False
+        self.version = 1
+        self.domains: list[tuple[int, dict[str, int], int]] = []
 
     def fail(self, code: str, what: str, value: object = None) -> ImageError:
         return ImageError(code, what, self.offset, value)
@@ -175,6 +180,7 @@ class _Reader:
                 raise self.fail("state-truncated", "a record is longer than the stream", length)
             self._read_record(kind, data[start : start + length])
         self._validate_names()
+        self._set_up_accounts()
 
     def _read_preamble(self) -> None:
         if len(self.data) < XS_STATE_PREAMBLE.size:
@@ -182,6 +188,7 @@ class _Reader:
         ident, version, flags = XS_STATE_PREAMBLE.unpack(self.data)
         if ident != XS_STATE_IDENT:
             raise self.fail("state-bad-ident", "not a Xenstore state stream", ident)
+        self.version = version
         if not 1 <= version <= XS_STATE_VERSION_MAX:
             raise self.fail("state-bad-version", "version not supported", version)
         if flags:
@@ -204,7 +211,10 @@ class _Reader:
         elif kind == XS_STATE_TYPE_GLB_QUOTA:
             self._read_quotas(body)
         elif kind == XS_STATE_TYPE_DOMAIN:
-            self.store.domains[self._fields(XS_STATE_DOMAIN, body)[0]] = 0
+            domid, count, features = self._fields(XS_STATE_DOMAIN, body)
+            self.store.domains[domid] = 0
+            values = self._quota_values(body[XS_STATE_DOMAIN.size :], count)
+            self.domains.append((domid, values, features))
 
     def _fields(self, layout: Layout, body: bytes) -> tuple[Any, ...]:
         if len(body) < layout.size:
@@ -236,6 +246,7 @@ class _Reader:
         self._validate_messages(unsent, resp_len)
         conn.unparsed = body[start : start + in_len]
         conn.restore_unsent(unsent, resp_len)
+        conn.stalled = conn.ring is not None and bool(conn.unparsed)
         self.connections[number] = conn
 
     def _socket_connection(self, fd: int) -> Connection:
@@ -290,15 +301,31 @@ class _Reader:
     def _read_quotas(self, body: bytes) -> None:
         per_domain, overall = self._fields(XS_STATE_GLB_QUOTA, body)
         count = per_domain + overall
-        start = XS_STATE_GLB_QUOTA.size
-        names = body[start + 4 * count :].split(b"\0")[:-1]
+        self.quotas.values |= self._quota_values(body[XS_STATE_GLB_QUOTA.size :], count)
+
+    def _quota_values(self, body: bytes, count: int) -> dict[str, int]:
+        """Values, then as many names."""
+        names = body[4 * count :].split(b"\0")[:-1]
         if len(names) < count:
             raise self.fail("state-bad-quota", "fewer names than values", len(names))
+        values = {}
         for index, name in enumerate(names[:count]):
             if not name or not name.isascii():
                 raise self.fail("state-bad-quota", "not the name of a quota", name)
-            value = body[start + 4 * index : start + 4 * index + 4]
-            self.quotas.values[name.decode()] = int.from_bytes(value, "little")
+            values[name.decode()] = int.from_bytes(body[4 * index : 4 * index + 4], "little")
+        return values
+
+    def _set_up_accounts(self) -> None:
+        """Domains have the global quotas, less what their own records say."""
+        accounts = self.store.accounts
+        accounts.quotas = self.quotas
+        for domid, values, features in self.domains:
+            if domid == 0:
+                continue
+            account = accounts.open(domid)
+            account.quotas |= values
+            if self.version > 1:
+                account.features = features & XENSTORE_FEATURES
 
     def _read_nodes(self, offset: int) -> int:
         """Reads the node records from `offset` on; returns where the first other record is."""

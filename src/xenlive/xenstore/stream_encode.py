@@ -1,7 +1,8 @@
 """Writing the server's whole state as a Xenstore migration stream.
 
 Specification: Xen `docs/designs/xenstore-migration.md`. Version 1 is what is written, so that the C
-daemon of any age can read it, unless a watch has a depth, which only version 2 can say.
+daemon of any age can read it, unless a watch has a depth, or a domain features of its own, which
+only version 2 can say.
 
     GLOBAL_DATA · quotas · each connection (rings first), its watches · each node · domains · END
 
@@ -13,6 +14,7 @@ client finds its transaction unknown, and starts again.
 
 from __future__ import annotations
 
+from xenlive.abi.xs_ring import XENSTORE_FEATURES
 from xenlive.abi.xs_state import (
     WATCH_DEPTH_UNLIMITED,
     XS_STATE_CONN_FIELDS_UNIQ_ID,
@@ -48,6 +50,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from xenlive.xenstore.accounts import Accounts
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.server import XenstoreServer
     from xenlive.xenstore.store import Node, Store
@@ -73,8 +76,12 @@ def encode_state(
     deep = any(
         watch.depth is not None for conn in server.connections for watch in conn.watches.values()
     )
+    accounts = server.store.accounts
+    version = (
+        2 if deep or any(a.features != XENSTORE_FEATURES for a in accounts.by_domid.values()) else 1
+    )
     head = [
-        XS_STATE_PREAMBLE.pack(XS_STATE_IDENT, 2 if deep else 1, 0),
+        XS_STATE_PREAMBLE.pack(XS_STATE_IDENT, version, 0),
         _record(XS_STATE_TYPE_GLOBAL, XS_STATE_GLOBAL.pack(listen_fd, evtchn_fd)),
     ]
     if server.quotas.changed():
@@ -88,13 +95,14 @@ def encode_state(
     yield b"".join(head)
     yield from _node_records(server.store, server.store.special)
     yield from _node_records(server.store, server.store.nodes)
-    # Domains with a connection are known by it; the others would lose what they are allowed.
+    # Domains with a connection are known by it; the others would lose what they are allowed. Who
+    # has quotas or features of its own has to be told of, too.
     connected = {conn.domid for conn in server.connections}
     yield b"".join(
         [
-            _record(XS_STATE_TYPE_DOMAIN, XS_STATE_DOMAIN.pack(domid, 0, 0))
+            _domain_record(domid, accounts, version)
             for domid in server.store.domains
-            if domid not in connected and domid != 0
+            if domid and (domid not in connected or accounts.open(domid).is_special())
         ]
         + [_record(XS_STATE_TYPE_END, b"")]
     )
@@ -142,10 +150,20 @@ def _watch_record(number: int, watch: Watch) -> bytes:
 
 
 def _quota_record(values: dict[str, int]) -> bytes:
-    names = b"".join([name.encode() + b"\0" for name in values])
-    numbers = b"".join([value.to_bytes(4, "little") for value in values.values()])
     head = XS_STATE_GLB_QUOTA.pack(len(values), 0)
-    return _record(XS_STATE_TYPE_GLB_QUOTA, head + numbers + names)
+    return _record(XS_STATE_TYPE_GLB_QUOTA, head + _quota_values(values))
+
+
+def _domain_record(domid: int, accounts: Accounts, version: int) -> bytes:
+    account = accounts.open(domid)
+    values = account.own_quotas()
+    head = XS_STATE_DOMAIN.pack(domid, len(values), account.features if version > 1 else 0)
+    return _record(XS_STATE_TYPE_DOMAIN, head + _quota_values(values))
+
+
+def _quota_values(values: dict[str, int]) -> bytes:
+    numbers = b"".join([value.to_bytes(4, "little") for value in values.values()])
+    return numbers + b"".join([name.encode() + b"\0" for name in values])
 
 
 def _node_records(store: Store, nodes: dict[bytes, Node]) -> Iterator[bytes]:

@@ -63,7 +63,7 @@ class StoreService(Store):
         ring = StoreRing(self, self._host, domain)
         self._rings[ring.connection] = ring
         self.server.introduce(ring.connection)
-        self._fire(b"@introduceDomain")
+        self._fire(b"@introduceDomain", domain.domid)
         return ring
 
     def release(self, ring: StoreRing) -> None:
@@ -72,14 +72,15 @@ class StoreService(Store):
         ring.end()
         self.server.disconnect(ring.connection)
         self.server.release(ring.domid)
-        self._fire(b"@releaseDomain")
+        self._fire(b"@releaseDomain", ring.domid)
 
     def domain_stopped(self, ring: StoreRing) -> None:
         """A domain shut down: who watches @releaseDomain has to look which (`domain_cleanup`)."""
-        self._fire(b"@releaseDomain")
+        self._fire(b"@releaseDomain", ring.domid)
 
-    def _fire(self, name: bytes) -> None:
-        self.server.watches.fire(self.server.store, name, None, exact=True)
+    def _fire(self, name: bytes, domid: int) -> None:
+        self.server.watches.fire_special(self.server.store, name, None)
+        self.server.watches.fire_special(self.server.store, name, domid)
         self.settle()
 
     def settle(self) -> None:
