@@ -10,12 +10,16 @@ from pathlib import Path
 
 from differential.comparing import Finding, Outcome, compare, shrink
 from differential.daemons import c_peer, ocaml_peer
-from differential.known import KNOWN
+from differential.known_c import C_4_17
+from differential.known_ocaml import OCAML_4_17
 from differential.ours import OurPeer
 from differential.playing import play
 from differential.steps import Step, sequence
 
 PEERS = {"c": c_peer, "ocaml": ocaml_peer}
+#: Peers whose sequences are plain ones.
+PLAIN = ("ocaml",)
+KNOWN = {"c": C_4_17, "ocaml": OCAML_4_17}
 
 
 def run(peer: str, steps: list[Step], folder: Path, build_folder: Path) -> Outcome:
@@ -52,7 +56,9 @@ def main() -> int:
             met: Counter[str] = Counter()
             compared = 0
             for seed in range(options.first, options.first + options.seeds):
-                steps = sequence(seed, options.length, guests=not options.sockets_only)
+                steps = sequence(
+                    seed, options.length, guests=not options.sockets_only, plain=peer in PLAIN
+                )
                 outcome = run(peer, steps, folder, folder)
                 compared += outcome.compared
                 met += outcome.met

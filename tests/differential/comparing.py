@@ -58,6 +58,7 @@ def compare(
     for index, step in enumerate(steps):
         ours, theirs = mine[index], other[index] if index < len(other) else {step.who: GONE}
         if ours is None and theirs is None:
+            story.note(step, NOTHING)
             continue
         for client in sorted({*(ours or ()), *(theirs or ())}, key=lambda each: each != step.who):
             one, two = (ours or {}).get(client), (theirs or {}).get(client)

@@ -12,23 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from differential.playing import GONE, Heard
-from differential.steps import DESTROY, SHUTDOWN, Step
+from differential.playing import Heard
+from differential.steps import DESTROY, Step
 
 from xenlive.abi.xs_wire import (
-    XS_DIRECTORY,
-    XS_ERROR,
-    XS_GET_PERMS,
-    XS_READ,
+    XS_INTRODUCE,
+    XS_MKDIR,
     XS_RELEASE,
     XS_RM,
     XS_SET_PERMS,
     XS_SET_TARGET,
     XS_TRANSACTION_END,
-    XS_UNWATCH,
+    XS_TRANSACTION_START,
+    XS_WRITE,
 )
 
 OK = b"OK\0"
+ENDING = XS_TRANSACTION_END
+CHANGING = (XS_WRITE, XS_MKDIR, XS_RM, XS_SET_PERMS, XS_RELEASE, ENDING)
 
 
 @dataclass
@@ -37,19 +38,43 @@ class Story:
 
     gone: set[int] = field(default_factory=set)  # domains that have ended or were released
     targets: set[int] = field(default_factory=set)  # who was named as a target
+    served: set[int] = field(default_factory=set)  # domains that are introduced
     root_given: bool = False  # some domain owns `/`, or did
+    changes: int = 0  # of the store, by requests of anybody that were done
+    begun: dict[tuple[int, int], int] = field(default_factory=dict)  # a transaction: at how many
+    starts: dict[int, int] = field(default_factory=dict)  # how many transactions of a client
+    made_behind: set[tuple[int, int]] = field(default_factory=set)  # with a MKDIR after others
     apart: set[tuple[int, int]] = field(default_factory=set)  # transactions that are told apart
 
     def note(self, step: Step, mine: Heard) -> None:
         """Takes in a step, and what its client heard from ours."""
+        if step.kind == XS_TRANSACTION_START and not step.tx:
+            self.starts[step.who] = number = self.starts.get(step.who, 0) + 1
+            self.begun[step.who, number] = self.changes
+        elif step.kind == DESTROY or (
+            mine.payload == OK and step.kind in CHANGING and (not step.tx or step.kind == ENDING)
+        ):
+            self.changes += 1
+        if step.kind == XS_MKDIR and self.is_behind(step):
+            self.made_behind.add((step.who, step.tx))
         if step.kind == DESTROY:
-            self.gone.add(step.who)
+            self._end(step.who)
         elif mine.payload == OK and step.kind == XS_RELEASE:
-            self.gone.add(_domid(step))
+            self._end(domid_of(step))
+        elif mine.payload == OK and step.kind == XS_INTRODUCE:
+            self.served.add(domid_of(step))
         elif mine.payload == OK and step.kind == XS_SET_TARGET:
-            self.targets.add(_domid(step, 1))
+            self.targets.add(domid_of(step, 1))
         elif step.kind == XS_SET_PERMS and step.payload.startswith(b"/\0"):
             self.root_given = True
+
+    def is_behind(self, step: Step) -> bool:
+        """Whether the store was changed since the step's transaction began."""
+        return self.begun.get((step.who, step.tx), self.changes) != self.changes
+
+    def _end(self, domid: int) -> None:
+        self.gone.add(domid)
+        self.served.discard(domid)
 
 
 @dataclass(frozen=True)
@@ -104,131 +129,11 @@ class Difference:
     spoils: bool = False  # also where nobody hears the difference at once
 
 
-def _domid(step: Step, at: int = 0) -> int:
+def domid_of(step: Step, at: int = 0) -> int:
+    """The domain that a request names."""
     return int(step.payload.split(b"\0")[at])
 
 
-def _special(payload: bytes) -> bool:
+def is_special(payload: bytes) -> bool:
+    """Whether a request or an event is about a special node."""
     return payload.startswith(b"@")
-
-
-def _is_string(payload: bytes) -> bool:
-    return payload.endswith(b"\0") and payload.count(b"\0") == 1
-
-
-def _perms_without(payload: bytes, domids: set[int]) -> list[bytes]:
-    first, *rest = payload.split(b"\0")[:-1]
-    return [first, *(text for text in rest if int(text[1:]) not in domids)]
-
-
-def _gone_entries(moment: Moment) -> bool:
-    if moment.step.kind != XS_GET_PERMS or not moment.same_events:
-        return False
-    if moment.mine.error or moment.other.error:
-        return False
-    gone = moment.story.gone
-    return _perms_without(moment.mine.payload, gone) == _perms_without(moment.other.payload, gone)
-
-
-def _removed_in_conflict(moment: Moment) -> bool:
-    """Notes the transaction: from now on only its end must be the same."""
-    step = moment.step
-    if not (moment.is_own and step.tx):
-        return False
-    if step.kind == XS_RM and moment.errors("", "EIO", "EINVAL"):
-        moment.story.apart.add((step.who, step.tx))
-    if (step.who, step.tx) not in moment.story.apart:
-        return False
-    return step.kind != XS_TRANSACTION_END or not moment.mine.error
-
-
-C_4_17 = [
-    Difference(
-        "guests hear @releaseDomain",
-        lambda m: m.client > 0 and m.only_ours(lambda event: event.startswith(b"@releaseDomain")),
-    ),
-    Difference(
-        "SET_PERMS of a special node fires its watches",
-        lambda m: (
-            m.step.kind == XS_SET_PERMS
-            and _special(m.step.payload)
-            and m.mine.payload in (b"", OK)
-            and m.only_ours(_special)
-        ),
-    ),
-    Difference(
-        "SET_PERMS of a special node by a guest",
-        lambda m: (
-            m.step.kind == XS_SET_PERMS
-            and _special(m.step.payload)
-            and m.step.who > 0
-            and m.is_own
-            and m.mine.kind == XS_ERROR
-            and (m.other.kind == XS_ERROR or m.other is GONE)
-        ),
-    ),
-    Difference(
-        "a guest that acts for domain 0 gives a special node away",
-        lambda m: (
-            m.step.kind == XS_SET_PERMS
-            and _special(m.step.payload)
-            and m.step.who > 0
-            and m.errors("EPERM", "")
-        ),
-        spoils=True,
-    ),
-    Difference(
-        "SET_PERMS of a special node in a transaction",
-        lambda m: m.step.kind == XS_SET_PERMS and _special(m.step.payload) and m.step.tx != 0,
-        spoils=True,
-    ),
-    Difference(
-        "RELEASE answers before or after its event",
-        lambda m: m.step.kind == XS_RELEASE and m.is_own and m.same_reply and m.same_events,
-    ),
-    Difference("permissions of domains that have gone", _gone_entries),
-    Difference("RM in a transaction that is in conflict", _removed_in_conflict),
-    Difference(
-        "UNWATCH of what can't be a path",
-        lambda m: m.step.kind == XS_UNWATCH and m.errors("EINVAL", "ENOENT"),
-    ),
-    Difference(
-        "a payload that is not one string",
-        lambda m: (
-            m.step.kind in (XS_READ, XS_DIRECTORY, XS_RM, XS_GET_PERMS)
-            and not _is_string(m.step.payload)
-            and m.is_own
-            and m.mine.error == "EINVAL"
-            and m.other.kind == XS_ERROR
-        ),
-    ),
-    Difference(
-        "a commit over nodes of a domain that has gone",
-        lambda m: m.step.kind == XS_TRANSACTION_END and m.errors("EAGAIN", "ENOMEM"),
-    ),
-    Difference(
-        "several domains that end or shut down at once",
-        lambda m: (
-            m.step.kind in (DESTROY, SHUTDOWN)
-            and set(m.mine.events) == set(m.other.events)
-            and all(_special(event) for event in m.mine.events)
-        ),
-    ),
-    Difference(
-        "the end of a domain that owns the root",
-        lambda m: m.story.root_given and m.step.kind in (XS_RELEASE, DESTROY),
-        spoils=True,
-    ),
-    Difference(
-        "the end of a domain that others act for",
-        lambda m: (
-            (m.step.kind == XS_RELEASE and _domid(m.step) in m.story.targets)
-            or (m.step.kind == DESTROY and m.step.who in m.story.targets)
-        ),
-        spoils=True,
-    ),
-]
-
-OCAML_4_17: list[Difference] = []
-
-KNOWN = {"c": C_4_17, "ocaml": OCAML_4_17}

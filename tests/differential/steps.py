@@ -82,8 +82,9 @@ class Step:
 class Maker:
     """Throws the dice of one sequence, and knows what it has made so far."""
 
-    def __init__(self, seed: int, guests: bool = True) -> None:
+    def __init__(self, seed: int, guests: bool = True, plain: bool = False) -> None:
         self.dice = random.Random(seed)
+        self.plain = plain
         self.guests = guests
         self.steps: list[Step] = []
         self.open: dict[int, list[int]] = {}
@@ -119,7 +120,12 @@ class Maker:
         return bytes(self.dice.choices(b"\0abc\xff", k=self.dice.choice((0, 1, 5, 40, 300))))
 
     def domid(self) -> int:
+        if self.plain:
+            return self.dice.choice((0, *sorted(self.connected)))
         return self.dice.choice((0, 1, 1, 2, 2, 3, NOBODY))
+
+    def two_domids(self) -> bytes:
+        return b"%d\0%d\0" % (self.domid(), self.domid())
 
     def entries(self, who: int) -> bytes:
         """Permissions; mostly the caller stays the owner."""
@@ -129,7 +135,8 @@ class Maker:
         owner = max(who, 0) if dice.random() < 0.7 else self.domid()
         others = dice.choice((0, 0, 1, 1, 2, 3))
         domids = [owner, *(self.domid() for _ in range(others))]
-        return b"".join([b"%c%d\0" % (dice.choice(b"nrwb"), domid) for domid in domids])
+        letters = b"nr" if self.plain else b"nrwb"
+        return b"".join([b"%c%d\0" % (dice.choice(letters), domid) for domid in domids])
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -186,7 +193,8 @@ class Maker:
             self.add(who, XS_RELEASE, b"%d\0" % domid)
             self.gone(domid)
         elif choice < 0.95:
-            self.introduce(domid, who)
+            if not (self.plain and domid in self.connected):
+                self.introduce(domid, who)
         else:
             self.add(who, RECONNECT)
             self.open.pop(who, None)
@@ -214,7 +222,11 @@ class Maker:
             (1, XS_RESET_WATCHES, lambda: b"\0"),
             (2, XS_IS_DOMAIN_INTRODUCED, lambda: b"%d\0" % self.domid()),
             (1, XS_GET_DOMAIN_PATH, lambda: b"%d\0" % self.domid()),
-            (2, XS_SET_TARGET, lambda: b"%d\0%d\0" % (self.domid(), self.domid())),
+            (
+                2 * (not self.plain),
+                XS_SET_TARGET,
+                lambda: b"%d\0%d\0" % (self.domid(), self.domid()),
+            ),
             (1, XS_CONTROL, self.control),
             (8, XS_TRANSACTION_START, lambda: b"\0"),
             (8, XS_TRANSACTION_END, lambda: dice.choice((b"T\0", b"T\0", b"T\0", b"F\0", b"X\0"))),
@@ -253,9 +265,13 @@ class Maker:
         return make
 
 
-def sequence(seed: int, length: int, *, guests: bool = True) -> list[Step]:
-    """At least `length` steps from a seed; without `guests` only sockets speak."""
-    maker = Maker(seed, guests)
+def sequence(seed: int, length: int, *, guests: bool = True, plain: bool = False) -> list[Step]:
+    """At least `length` steps from a seed; without `guests` only sockets speak.
+
+    A `plain` one is about domains that are there, each introduced once, that make nodes in their
+    own places and act for nobody: the OCaml daemon goes its own way with others.
+    """
+    maker = Maker(seed, guests, plain)
     if guests:
         for domid in GUESTS[: maker.dice.randrange(1, len(GUESTS) + 1)]:
             maker.bring_up(domid)

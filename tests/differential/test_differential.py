@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from differential.__main__ import run
+from differential.__main__ import PEERS, PLAIN, run
 from differential.comparing import Outcome, compare, shrink
-from differential.known import KNOWN
+from differential.known_c import C_4_17
 from differential.ours import OurPeer
 from differential.playing import Heard, Record, play
 from differential.steps import Step, sequence
@@ -24,13 +24,14 @@ COMPARED_AT_LEAST = LENGTH * 2
 
 @pytest.mark.peer
 @pytest.mark.parametrize("first", range(0, 30, 5))
-@pytest.mark.parametrize("peer", ["c"])
+@pytest.mark.parametrize("peer", PEERS)
 def test_ours_says_what_debians_say(
     peer: str, first: int, tmp_path: Path, peer_build_folder: Path
 ) -> None:
     compared = 0
     for seed in range(first, first + 5):
-        outcome = run(peer, sequence(seed, LENGTH), tmp_path, peer_build_folder)
+        steps = sequence(seed, LENGTH, plain=peer in PLAIN)
+        outcome = run(peer, steps, tmp_path, peer_build_folder)
         assert outcome.finding is None, f"seed {seed}: {outcome.finding}"
         compared += outcome.compared
     assert compared >= COMPARED_AT_LEAST
@@ -50,7 +51,7 @@ def test_ours_says_the_same_twice() -> None:
 def compared(other: list[Record]) -> Outcome:
     steps = [Step(-1, XS_WRITE, b"/a\0b"), Step(-1, XS_READ, b"/a\0")]
     mine: list[Record] = [{-1: Heard(XS_WRITE, b"OK\0")}, {-1: Heard(XS_READ, b"b")}]
-    return compare(steps, mine, other, KNOWN["c"])
+    return compare(steps, mine, other, C_4_17)
 
 
 def test_what_nobody_has_named_is_found() -> None:

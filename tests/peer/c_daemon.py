@@ -26,7 +26,6 @@ from peer.tools import build_shim, c_xenstored, ocaml_xenstored
 
 PAGE_SIZE = 4096
 DOM0_PORT = "7"
-OCAML_SOCKET = Path("/var/run/xenstored/socket")  # compiled into the daemon
 
 
 class CDaemon:
@@ -134,17 +133,13 @@ class CDaemon:
 
 
 class OCamlDaemon(CDaemon):
-    """Debian's OCaml daemon. Its socket's path is compiled in, so there is one a machine."""
-
-    def __init__(self, rundir: Path, *, shim_folder: Path | None = None) -> None:
-        super().__init__(rundir, shim_folder=shim_folder)
-        self.socket_path = OCAML_SOCKET
+    """Debian's OCaml daemon."""
 
     def _command(self) -> list[str]:
-        OCAML_SOCKET.parent.mkdir(parents=True, exist_ok=True)
         config = self.rundir / "oxenstored.conf"
         config.write_text(
             f"pid-file = {self.rundir}/pid\n"
+            "conflict-burst-limit = 1000000.0\n"  # nobody is held back for a conflict
             "merge-activate = true\nperms-activate = true\nquota-activate = true\n"
             "persistent = false\n"
             f"xenstored-kva = {self.rundir}/xsd_kva\nxenstored-port = {self.rundir}/xsd_port\n"

@@ -58,7 +58,7 @@ def missing_peers() -> list[str]:
     if folder is None:
         missing.append("xenstored")
     else:
-        missing += [n for n in ("xenstore-control",) if not (folder / n).exists()]
+        missing += [n for n in ("xenstore-control", "oxenstored") if not (folder / n).exists()]
     if not Path("/usr/include/xenctrl.h").exists():
         missing.append("xenctrl.h")
     return missing
