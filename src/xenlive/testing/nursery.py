@@ -59,7 +59,7 @@ def _be_a_server(rundir: str, lifeline_fd: int, log_fd: int) -> None:
         serve(rundir, lifeline)
         code = 0
     except OSError as error:
-        lifeline.send(f"{error.filename or rundir}: {error.strerror}".encode())
+        lifeline.send((error.strerror or str(error)).encode())
     finally:
         sys.stderr.flush()
         os._exit(code)  # the nursery's own ends are not this process's to tidy

@@ -32,6 +32,8 @@ START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0
 _READY = b"ready"
 _PACKET_MAX = 4096
+_PREFIX = "xenlive-test-"
+_RUNDIR_MAX = 108 - len("/domains") - 1  # struct sockaddr_un
 
 #: What a store starts with: paths and values, nodes with permissions, or a file that `dump` wrote.
 Seed = Mapping[str, bytes | str] | list[Node] | os.PathLike[str]
@@ -110,7 +112,7 @@ class PrivateXenstore:
         """Starts the server."""
         if self._rundir is not None:
             raise RuntimeError("the server is running already")
-        rundir = Path(tempfile.mkdtemp(prefix="xenlive-test-"))
+        rundir = _new_rundir()
         try:
             with (rundir / "log").open("wb") as log:
                 self._lifeline = _NURSERY.start_server(rundir, log.fileno())
@@ -159,6 +161,15 @@ class PrivateXenstore:
             self.client.carry_out(plans.all_of(limits))
         if self._seed is not None:
             self.client.carry_out(tree.make(_nodes_of(self._seed)))
+
+
+def _new_rundir() -> Path:
+    """A directory of our own, with a name that leaves room for those of sockets."""
+    rundir = tempfile.mkdtemp(prefix=_PREFIX)
+    if len(os.fsencode(rundir)) > _RUNDIR_MAX:
+        os.rmdir(rundir)
+        rundir = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
+    return Path(rundir)
 
 
 def _nodes_of(seed: Seed) -> list[Node]:
