@@ -21,7 +21,9 @@ from xenlive.abi.xs_wire import (
     XS_RESET_WATCHES,
     XS_RESUME,
     XS_RM,
+    XS_SET_FEATURE,
     XS_SET_PERMS,
+    XS_SET_QUOTA,
     XS_SET_TARGET,
     XS_TRANSACTION_END,
     XS_TRANSACTION_START,
@@ -71,6 +73,7 @@ class GoingsOn:
         self.dice.choices(
             (
                 self.ask,
+                self.whole_transaction,
                 self.domain_comes,
                 self.domain_is_managed,
                 self.domain_ends,
@@ -78,7 +81,7 @@ class GoingsOn:
                 self.socket_goes,
                 self.setting,
             ),
-            (60, 4, 3, 2, 2, 1, 1),
+            (60, 4, 5, 3, 1, 2, 1, 4),
         )[0]()
         for conn in self.server.connections:
             conn.take()
@@ -105,11 +108,26 @@ class GoingsOn:
             return
         conn = self.dice.choice(conns)
         kind, payload = self._request()
+        if kind == XS_UNWATCH and conn.watches:
+            path, token = self.dice.choice(list(conn.watches))
+            payload = path + b"\0" + token + b"\0"
         ids = list(conn.transactions)
         tx_id = self.dice.choice(ids) if ids and self.dice.random() < 0.7 else 0
         if kind == XS_TRANSACTION_START and len(ids) < 3:
             tx_id = 0
         self._send(conn, kind, payload, tx_id)
+
+    def whole_transaction(self) -> None:
+        """Some requests that nobody comes between."""
+        conn = self.dice.choice(list(self.server.connections) or [self.server.connect()])
+        before = set(conn.transactions)
+        self._send(conn, XS_TRANSACTION_START, b"\0", 0)
+        for number in set(conn.transactions) - before:
+            for _ in range(self.dice.randrange(6)):
+                kind, payload = self._request()
+                if kind not in (XS_TRANSACTION_END, XS_RESET_WATCHES):
+                    self._send(conn, kind, payload, number)
+            self._send(conn, XS_TRANSACTION_END, b"T\0", number)
 
     def domain_comes(self) -> None:
         """A domain is made, and mostly introduced, perhaps once more."""
@@ -120,6 +138,8 @@ class GoingsOn:
         home = b"/local/domain/%d\0" % domid
         self.dom0(XS_WRITE, home)
         self.dom0(XS_SET_PERMS, home + b"n%d\0r%d\0" % (domid, self.dice.choice(GUESTS)))
+        if self.dice.random() < 0.4:
+            self.dom0(XS_SET_FEATURE, b"%d\0%d\0" % (domid, self.dice.randrange(4)))
         if self.dice.random() < 0.8:
             self.dom0(XS_INTRODUCE, b"%d\x000\x001\0" % domid)
 
@@ -154,11 +174,11 @@ class GoingsOn:
             self.server.disconnect(self.dice.choice(sockets))
 
     def setting(self) -> None:
-        """A quota or a feature."""
-        if self.dice.random() < 0.5:
-            self.server.set_quota("nodes", self.dice.randrange(900, 1000))
-        else:
-            self.server.set_features(self.dice.choice(GUESTS), self.dice.randrange(8))
+        """A quota, small enough to be felt."""
+        domid = b"%d\0" % self.dice.choice(GUESTS)
+        name = self.dice.choice((b"nodes", b"watches", b"transactions", b"transaction-nodes"))
+        value = b"%d\0" % self.dice.choice((0, 2, 4, 8))
+        self.dom0(XS_SET_QUOTA, self.dice.choice((b"", domid, domid)) + name + b"\0" + value)
 
     def dom0(self, kind: int, payload: bytes) -> None:
         """A request by the first socket."""
