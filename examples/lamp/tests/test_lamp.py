@@ -59,3 +59,9 @@ def test_what_is_there_before(xenstore: PrivateXenstore) -> None:
     assert xenstore.client.read("/vendor") == b"ACME"
     with pytest.raises(XenstoreError, match="ETIMEDOUT"):
         xenstore.client.wait_for(f"{front_of(1)}/state", INITIALISED, timeout_s=0.1)
+
+
+@pytest.mark.xenstore(quotas={"node-size": 64})
+def test_a_guest_has_limits(xenstore_guest: Guest) -> None:
+    with pytest.raises(XenstoreError, match="ENOSPC"):
+        xenstore_guest.store.write("data/long", "x" * 100)
