@@ -155,6 +155,10 @@ def _known(server: State, domid: int) -> None:
 def _gone(server: State, domid: int) -> None:
     if domid == _DOM0:
         raise _unfit("domain 0 does not go", domid)
+    if any(conn.domid == domid for conn in server.connections):
+        raise _unfit("a domain that is still connected", domid)
+    if any(path != b"/" for path in server.store.owned_by(domid)):
+        raise _unfit("a domain that still has nodes", domid)
     server.forget_domain(domid)
 
 
