@@ -385,7 +385,7 @@ def test_print_goes_to_who_wants_it() -> None:
     printed: list[bytes] = []
     server.on_print = printed.append
     assert Client(server).ask(XS_CONTROL, b"print\0hello\0") == OK
-    assert printed == [b"hello"]
+    assert printed == [b"control: hello"]
 
 
 def test_error_names_the_protocol_has_no_word_for() -> None:

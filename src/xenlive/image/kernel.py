@@ -36,7 +36,7 @@ from xenlive.update.verb import LiveUpdateVerb  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.requests import Request
@@ -109,6 +109,8 @@ class Kernel:
         self._untidy = domain.is_update
         self._unfitted = True
         domain.server.control[b"xenlive-status"] = self._status
+        domain.server.on_print = self._print
+        domain.server.log.opener = self._open_log
         if came_back_because:
             self.verb.undo_after_fallback(came_back_because)
 
@@ -129,6 +131,18 @@ class Kernel:
             self.loop.call_at(time.monotonic() + KEEP_CODE_AFTER_S, self._settle_in)
         self.loop.run()
         self.verb.close()
+
+    def _print(self, text: bytes) -> None:
+        self.machine.console(text.decode("utf-8", "replace"))
+
+    def _open_log(self, file: bytes) -> Callable[[bytes], None]:
+        """A domain has no files: its log is lines of its console, under the name of the file."""
+        name = file.decode("utf-8", "backslashreplace")
+
+        def write(line: bytes) -> None:
+            self.machine.console(f"{name}: {line.decode('utf-8', 'replace').strip()}")
+
+        return write
 
     def _first_reply(self) -> None:
         self.machine.milestone("first-reply")

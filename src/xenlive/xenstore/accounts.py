@@ -108,10 +108,14 @@ class Account:
             if value > self.accounts.most[item]:
                 self.accounts.most[item] = value
 
-    def too_many(self, item: int, value: int) -> bool:
-        """Whether there may not be `value` of an item; else it is noted."""
+    def exceeds(self, item: int, value: int) -> bool:
+        """Whether there may not be `value` of an item."""
         quota = self.quotas[ITEMS[item][0]]
-        if quota and value > quota:
+        return bool(quota) and value > quota
+
+    def too_many(self, item: int, value: int) -> bool:
+        """The same for what is not used up, as the permissions of a node; what may be is noted."""
+        if self.exceeds(item, value):
             return True
         self.note(item, value)
         return False
@@ -129,12 +133,15 @@ class Account:
     def over_memory(self, conn: Connection, more_bytes: int) -> bool:
         """Whether it would use too much with so many bytes more; says so as C does."""
         memory = self.used[MEMORY] + conn.unsent_bytes() + more_bytes
-        self.note(MEMORY, memory)
         hard, soft = self.quotas["memory"], self.quotas["soft-memory"]
         is_less = (not hard or memory < hard) and (not soft or memory < soft)
         if is_less and not (self.hard_reported or self.soft_reported):
+            self.note(MEMORY, memory)
             return False
-        return self._warn(memory, hard, soft)
+        if self._warn(memory, hard, soft):
+            return True
+        self.note(MEMORY, memory)
+        return False
 
     def _warn(self, memory: int, hard: int, soft: int) -> bool:
         say, now_s = self.accounts.say, self.accounts.now()

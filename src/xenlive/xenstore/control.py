@@ -79,7 +79,7 @@ class Verbs:
         """`print TEXT`: says it to the operator."""
         _want(len(args) == 1)
         if self._server.on_print is not None:
-            self._server.on_print(args[0])
+            self._server.on_print(b"control: " + args[0])
         return _OK
 
     def log(self, conn: Connection, request: Request, args: list[bytes]) -> bytes:

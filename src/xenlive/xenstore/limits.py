@@ -56,7 +56,7 @@ def check_create(
     account = conn.account
     if account is None:
         return
-    if account.too_many(NODES, account.used[NODES] + len(missing)):
+    if account.exceeds(NODES, account.used[NODES] + len(missing)):
         raise XenstoreError("ENOSPC")
     data, names = len(value), 0
     for path in missing:
@@ -87,7 +87,7 @@ def check_watch(conn: Connection, path: bytes, token: bytes) -> None:
     account = conn.account
     if account is None:
         return
-    if account.too_many(WATCHES, account.used[WATCHES] + 1):
+    if account.exceeds(WATCHES, account.used[WATCHES] + 1):
         raise XenstoreError("ENOSPC")
     if account.over_memory(conn, len(path) + len(token)):
         raise XenstoreError("ENOMEM")
@@ -96,7 +96,7 @@ def check_watch(conn: Connection, path: bytes, token: bytes) -> None:
 def check_start(conn: Connection) -> None:
     """Whether another transaction may be opened."""
     account = conn.account
-    if account is not None and account.too_many(TRANSACTIONS, account.used[TRANSACTIONS] + 1):
+    if account is not None and account.exceeds(TRANSACTIONS, account.used[TRANSACTIONS] + 1):
         raise XenstoreError("ENOSPC")
 
 
@@ -107,7 +107,7 @@ def check_commit(conn: Connection, transaction: Transaction) -> None:
     account = conn.account
     if account is not None and transaction.has_created():
         count = account.used[NODES] + transaction.owned_more(account.domid)
-        if account.too_many(NODES, count):
+        if account.exceeds(NODES, count):
             raise XenstoreError("ENOSPC")
 
 

@@ -46,9 +46,14 @@ def canonical(
         path = home + b"/" + raw
     if (path[-1:] == b"/" and len(path) > 1) or b"//" in path:
         raise XenstoreError("EINVAL")
-    if len(path) > longest and len(path) - _uncounted(path) > longest:
+    if len(path) > longest and counted_length(path) > longest:
         raise XenstoreError("EINVAL")
     return path
+
+
+def counted_length(path: bytes) -> int:
+    """A path's length as limits count it, without a leading `/local/domain/<domid>/`."""
+    return len(path) - _uncounted(path)
 
 
 def valid_name(name: bytes) -> bool:

@@ -39,7 +39,7 @@ from xenlive.errors import XenstoreError
 from xenlive.xenstore import control, requests
 from xenlive.xenstore.limits import SMALL_ANSWER
 from xenlive.xenstore.log import IO, Log
-from xenlive.xenstore.paths import canonical
+from xenlive.xenstore.paths import canonical, counted_length
 from xenlive.xenstore.quota import PATH_MAX
 from xenlive.xenstore.requests import Request
 from xenlive.xenstore.state import State
@@ -305,7 +305,7 @@ class XenstoreServer(State):
         longest = min(quotas["path-max"] or XENSTORE_REL_PATH_MAX, XENSTORE_REL_PATH_MAX)
         path = canonical(conn.home, raw, special, longest)
         if account is not None:
-            account.note(PATH_MAX, len(path))
+            account.note(PATH_MAX, counted_length(path))
         return path
 
     def changed(
