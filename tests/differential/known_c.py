@@ -55,6 +55,10 @@ C_4_17 = [
         lambda m: m.client > 0 and m.only_ours(lambda event: event.startswith(b"@releaseDomain")),
     ),
     Difference(
+        "special events for who may read the root",
+        lambda m: m.client > 0 and m.story.root_given and m.only_ours(is_special),
+    ),
+    Difference(
         "SET_PERMS of a special node fires its watches",
         lambda m: (
             m.step.kind == XS_SET_PERMS

@@ -25,6 +25,10 @@ def _other_order(moment: Moment) -> bool:
     return moment.same_reply and set(moment.mine.events) == set(moment.other.events)
 
 
+def _without(events: tuple[bytes, ...], prefix: bytes) -> list[bytes]:
+    return [event for event in events if not event.startswith(prefix)]
+
+
 def _names(payload: bytes) -> list[bytes]:
     return sorted(payload.split(b"\0"))
 
@@ -105,7 +109,7 @@ OCAML_4_17 = [
     ),
     Difference(
         "SET_PERMS of a special node fires its watches",
-        lambda m: m.step.kind == XS_SET_PERMS and m.only_ours(is_special),
+        lambda m: m.step.kind in (XS_SET_PERMS, XS_TRANSACTION_END) and m.only_ours(is_special),
     ),
     Difference(
         "a special node goes with its owner",
@@ -113,6 +117,27 @@ OCAML_4_17 = [
             m.step.kind == XS_SET_PERMS and is_special(m.step.payload) and m.errors("", "ENOENT")
         ),
         spoils=True,
+    ),
+    Difference(
+        "RM of the root",
+        lambda m: m.step.kind == XS_RM and m.step.payload == b"/\0" and m.errors("EINVAL", ""),
+        spoils=True,
+    ),
+    Difference(
+        "special nodes are nodes of the tree",
+        lambda m: (
+            (
+                m.step.kind == XS_SET_PERMS
+                and m.same_reply
+                and _without(m.mine.events, b"@") == _without(m.other.events, b"/@")
+            )
+            or (
+                m.step.kind == XS_DIRECTORY
+                and m.step.payload == b"/\0"
+                and m.same_events
+                and _names(m.mine.payload) == [n for n in _names(m.other.payload) if n[:1] != b"@"]
+            )
+        ),
     ),
     Difference(
         "MKDIR of the root by who may not write it",

@@ -158,3 +158,19 @@ def test_permissions_are_kept_once() -> None:
 )
 def test_permissions_from_a_stream(raw: bytes, sound: bool) -> None:
     assert perms.valid_stream_entry(raw) is sound
+
+
+def test_a_transaction_gives_nothing_to_a_domain_that_has_gone() -> None:
+    server = XenstoreServer()
+    client = Client(server)
+    for entries in (b"n5\0", b"n0\0r5\0"):
+        server.store.add_domain(5)
+        assert client.ask(XS_WRITE, b"/a\0") == OK
+        started = client.ask(XS_TRANSACTION_START, b"\0")
+        assert isinstance(started, bytes)
+        tx_id = int(started[:-1])
+        assert client.ask(XS_SET_PERMS, b"/a\0" + entries, tx_id) == OK
+        server.forget_domain(5)
+        server.store.add_domain(5)  # another, of the same id
+        assert client.ask(XS_TRANSACTION_END, b"T\0", tx_id) == "EAGAIN"
+        assert client.ask(XS_GET_PERMS, b"/a\0") == b"n0\0"

@@ -98,6 +98,16 @@ def without_stale(raw: bytes, generation: int, domains: dict[int, int]) -> bytes
     return intern(b"".join(checked))
 
 
+def all_as_old(raw: bytes, generation: int, domains: dict[int, int]) -> bool:
+    """Whether all that the permissions mean, owner and entries, exist since before `generation`."""
+    for _, flags, domid in _ENTRY.iter_unpack(raw):
+        if not flags & STALE and domid != DOMID_ANY:
+            started = domains.get(domid)
+            if started is None or started > generation:
+                return False
+    return True
+
+
 def without_domain(raw: bytes, domid: int) -> bytes:
     """The permissions without the entries for a domain that has gone, its owner's place aside."""
     if len(raw) == ENTRY_SIZE:

@@ -2,7 +2,8 @@
 
 Specification: Xen `docs/misc/xenstore.txt`, "Transactions"; conflicts as in the C daemon. Each
 node is copied into the transaction when it is first looked at. A transaction is in conflict if one
-of those nodes, or its absence, is no longer what it was then: its generation tells.
+of those nodes, or its absence, is no longer what it was then (its generation tells), or if a domain
+to which it gives a right has gone.
 
     first look ─▶ TxNode (value, perms, children as of now) ─▶ changed in here ─▶ log of changes
     commit: all generations as they were? ── no ─▶ EAGAIN
@@ -21,7 +22,7 @@ from xenlive.xenstore import changes
 from xenlive.xenstore.accounts import node_size
 from xenlive.xenstore.changes import CREATE, PERMS, REMOVE, VALUE
 from xenlive.xenstore.paths import parent_of
-from xenlive.xenstore.perms import owner_of
+from xenlive.xenstore.perms import all_as_old, owner_of
 from xenlive.xenstore.quota import MEMORY, TRANSACTIONS, TX_NODES
 from xenlive.xenstore.store import Node
 
@@ -325,12 +326,19 @@ class Transaction:
             self._store.journal((changes.TX_EVENT, self.owner, self.number, path, int(below)))
 
     def in_conflict(self) -> bool:
-        """Whether something this transaction looked at has changed since."""
+        """Whether something this transaction looked at, or a domain it names, has changed since."""
         find = self._store.find
         for path, node in self.nodes.items():
             now = find(path)
             if (_MISSING if now is None else now.generation) != node.seen:
                 return True
+        # Nor may a right fall to nobody, or to a domain that got its id since it was given.
+        domains = self._store.domains
+        for entry in self.log:
+            if entry.kind == PERMS:
+                given = self.nodes[entry.path].generation
+                if not all_as_old(entry.perms, given, domains):
+                    return True
         return False
 
     def commit(self) -> list[Event]:
