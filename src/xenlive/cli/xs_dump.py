@@ -8,8 +8,10 @@ checked before the first change.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from typing import BinaryIO, TextIO
+from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -29,13 +31,13 @@ DUMP_ATTEMPTS = 10
 @click.option(
     "-o",
     "--output",
-    type=click.File("w", encoding="utf-8", atomic=True),
-    default="-",
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
+    help="To FILE.",
 )
 @click.option("--live", is_flag=True, help="As it is found, for a tree that never stands still.")
 @with_store
-def dump_command(store: Xenstore, path: str, output: TextIO, live: bool) -> None:
+def dump_command(store: Xenstore, path: str, output: Path | None, live: bool) -> None:
     """Write the tree at PATH (the root if not given) as JSON: values and permissions.
 
     All of it is of one moment: it is read in a transaction, again if somebody changed it meanwhile.
@@ -51,8 +53,11 @@ def dump_command(store: Xenstore, path: str, output: TextIO, live: bool) -> None
             raise click.ClickException(
                 f"{path} changed each time while it was read; --live takes it as it is found"
             ) from None
-    for line in treefile.lines(path, nodes):
-        output.write(f"{line}\n")
+    if output is None:
+        for line in treefile.lines(path, nodes):
+            click.echo(line)
+    else:
+        _write_whole(output, treefile.lines(path, nodes))
 
 
 @click.command("load")
@@ -82,7 +87,8 @@ def load_command(
     All of it or nothing: it is one transaction. With --parts it is several, and what was done
     before an error stays.
     """
-    source = "standard input" if file.name == "<stdin>" else str(file.name)
+    name = getattr(file, "name", "<stdin>")
+    source = "standard input" if name == "<stdin>" else str(name)
     top, nodes = treefile.parse(file.read(), source)
     if at is not None:
         nodes = treefile.moved(nodes, top, at)
@@ -103,6 +109,21 @@ def load_command(
         click.echo(json.dumps({"path": top, "nodes": len(nodes), "transactions": len(starts)}))
     else:
         click.echo(f"{len(nodes)} nodes loaded, in {_transactions(len(starts))}")
+
+
+def _write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file; one that is there is replaced only when all of the new one is written."""
+    is_special = path.exists() and not path.is_file()  # a pipe, a terminal
+    target = path if is_special else path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with target.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        if not is_special:
+            target.replace(path)
+    except BaseException:
+        if not is_special:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def _load_part(store: Xenstore, nodes: list[Node], remove: str | None) -> None:
