@@ -256,10 +256,14 @@ class AsyncXenstore(AsyncDomainOperations):
     async def _answer(
         self, request: Request[T], future: asyncio.Future[Answer], undo: Undo[T] | None
     ) -> T:
+        # An answer that has to be undone if nobody waits must not be cancelled with us.
+        awaited = future if undo is None else asyncio.shield(future)
         try:
-            async with asyncio.timeout(self.timeout_s):
-                # Cancelling the wait leaves the future alone: its answer comes all the same.
-                answer = await asyncio.shield(future)
+            if self.timeout_s is None:
+                answer = await awaited
+            else:
+                async with asyncio.timeout(self.timeout_s):
+                    answer = await awaited
         except (TimeoutError, asyncio.CancelledError) as error:
             if undo is not None:
                 self._wire.undo_when_done(request, future, undo)

@@ -21,6 +21,7 @@ from xenlive.client.requests import Request
 from xenlive.errors import PeerError, XenstoreError
 
 T = TypeVar("T")
+_WRITE_AT_ONCE_BYTES = 65536
 
 
 class Wire(asyncio.Protocol):
@@ -33,6 +34,8 @@ class Wire(asyncio.Protocol):
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._transport: asyncio.Transport | None = None
         self._may_write = asyncio.Event()
+        self._unwritten: list[bytes] = []  # what was sent since the loop last had its turn
+        self._unwritten_bytes = 0
         self._closed = asyncio.Event()
 
     # -- what the event loop calls -----------------------------------------------------------------
@@ -75,7 +78,8 @@ class Wire(asyncio.Protocol):
 
     async def writable(self) -> None:
         """Waits while more waits to be written than should. PeerError if that is over for good."""
-        await self._may_write.wait()
+        if not self._may_write.is_set():
+            await self._may_write.wait()
         self.check()
 
     def check(self) -> None:
@@ -89,9 +93,21 @@ class Wire(asyncio.Protocol):
         request_id, message = self._codec.encode(request.type, request.payload, transaction)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = future
-        assert self._transport is not None
-        self._transport.write(message)
+        if not self._unwritten:
+            future.get_loop().call_soon(self._flush)
+        self._unwritten.append(message)
+        self._unwritten_bytes += len(message)
+        if self._unwritten_bytes > _WRITE_AT_ONCE_BYTES:
+            self._flush()
         return future
+
+    def _flush(self) -> None:
+        """Writes what was sent: one system call for the requests of many tasks."""
+        data = b"".join(self._unwritten)
+        self._unwritten.clear()
+        self._unwritten_bytes = 0
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
     def send_and_forget(self, request: Request[Any], transaction: int = 0) -> None:
         """Sends a request whose answer nobody waits for; nothing happens if it can't be sent."""
