@@ -1,9 +1,9 @@
 """Changes as bytes: how a journal writes them down, and how another kernel reads them.
 
-    ┌──────┬─────────┬─────────┬──            numbers: little endian, as wide as their field
-    │ kind │ field 1 │ field 2 │ …            a number or id that may be missing: 0, or 1 and it
-    └──u8──┴─────────┴─────────┴──            bytes: their length (u32), then they
-                                              changes of a commit: their count (u32), then they
+    ┌──────┬─────────┬─────────┬──────┬──────┬──────┬──         numbers: little endian, as wide as
+    │ kind │ field 1 │ field 2 │ len  │ len  │ bytes│ …         their field; -1 where there is none
+    └──u8──┴─────────┴─────────┴─u32──┴─u32──┴──────┴──         of a commit: the count (u32) of its
+     ◀───────────── head ────────────────────▶◀ body ▶          changes, and these for a body
 
 Which fields a kind has stands in `changes.FIELDS`. A change says itself where it ends.
 
@@ -11,9 +11,13 @@ Which fields a kind has stands in `changes.FIELDS`. A change says itself where i
 permissions sound, nothing is longer than the wire allows. Each change has one encoding:
 `encode(decode(data)) == data`. Anything else is an ImageError with the offset and the value.
 Whether a change fits the state of a server is for `replay` to check.
+
+Why all lengths are in the head: so a change is one `pack` and a concatenation, half a microsecond.
 """
 
 from __future__ import annotations
+
+import struct
 
 from xenlive.abi.xs_wire import XENSTORE_ABS_PATH_MAX, XENSTORE_PAYLOAD_MAX
 from xenlive.errors import ImageError, XenstoreError
@@ -22,139 +26,30 @@ from xenlive.xenstore.paths import canonical
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from xenlive.xenstore.changes import Change
 
 _U32 = (1 << 32) - 1
 _U63 = (1 << 63) - 1
 _U64 = (1 << 64) - 1
-_COUNT_SIZE = 4
 _PERMS_MAX = 0xFFFF * perms.ENTRY_SIZE
 _NAME_MAX = 255
 #: What a commit does to the store.
 _OF_A_COMMIT = (changes.VALUE, changes.PERMS, changes.CREATE, changes.REMOVE)
 
-# Numbers: size in bytes, smallest, largest, and whether there may be none.
-_NUMBERS: dict[int, tuple[int, int, int, bool]] = {
-    changes.CONNECTION: (8, 1, _U63, False),
-    changes.DOMID: (2, 0, 0xFFFF, False),
-    changes.MAYBE_DOMID: (2, 0, 0xFFFF, True),
-    changes.PORT: (4, 0, _U32, False),
-    changes.MAYBE_U64: (8, 0, _U64, True),
-    changes.FLAG: (1, 0, 1, False),
-    changes.U32: (4, 0, _U32, False),
-    changes.TX_ID: (4, 1, _U32, False),
-    changes.NANOSECONDS: (8, 0, _U63, False),
-    changes.MAYBE_U32: (4, 0, _U32, True),
+# Numbers: how `struct` has them, the smallest and the largest.
+_NUMBERS: dict[int, tuple[str, int, int]] = {
+    changes.CONNECTION: ("Q", 1, _U63),
+    changes.DOMID: ("H", 0, 0xFFFF),
+    changes.MAYBE_DOMID: ("i", changes.NONE, 0xFFFF),
+    changes.FLAG: ("B", 0, 1),
+    changes.TX_ID: ("I", 1, _U32),
+    changes.U32: ("I", 0, _U32),
+    changes.MAYBE_U32: ("q", changes.NONE, _U32),
+    changes.U64: ("Q", 0, _U64),
+    changes.NANOSECONDS: ("Q", 0, _U63),
 }
-
-
-def encode(change: Change) -> bytes:
-    """The bytes of a change, which is one that a server told its journal."""
-    parts: list[bytes] = []
-    _encode_into(parts, change)
-    return b"".join(parts)
-
-
-def decode(data: bytes) -> Change:
-    """The change that `data` is, all of it. ImageError if it is not sound.
-
-    Codes: `change-truncated`, `change-trailing`, `change-bad-kind`, `change-bad-number`,
-    `change-bad-bytes`.
-    """
-    change, end = decode_at(data, 0)
-    if end != len(data):
-        raise ImageError("change-trailing", "bytes after a change", end, len(data) - end)
-    return change
-
-
-def decode_at(data: bytes, offset: int) -> tuple[Change, int]:
-    """The change at `offset`, and where it ends. ImageError as `decode`."""
-    reader = _Reader(data, offset)
-    return reader.change(), reader.offset
-
-
-def _encode_into(parts: list[bytes], change: Change) -> None:
-    kind = change[0]
-    parts.append(kind.to_bytes(1, "little"))
-    for field, value in zip(changes.FIELDS[kind], change[1:], strict=True):
-        if field == changes.CHANGES:
-            parts.append(len(value).to_bytes(_COUNT_SIZE, "little"))
-            for each in value:
-                _encode_into(parts, each)
-        elif field >= changes.PATH:
-            parts += (len(value).to_bytes(_COUNT_SIZE, "little"), value)
-        else:
-            size, _, _, may_miss = _NUMBERS[field]
-            if may_miss:
-                parts.append(b"\0" if value == changes.NONE else b"\1")
-                if value == changes.NONE:
-                    continue
-            parts.append(value.to_bytes(size, "little"))
-
-
-class _Reader:
-    """One reading of bytes that may be anybody's; `offset` is where it is."""
-
-    __slots__ = ("data", "offset")
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        self.data = data
-        self.offset = offset
-
-    def change(self, kinds: tuple[int, ...] | None = None) -> Change:
-        """The next change, of one of `kinds` if that says any."""
-        start = self.offset
-        kind = self._number(1)
-        fields = changes.FIELDS.get(kind)
-        if fields is None or (kinds is not None and kind not in kinds):
-            raise ImageError("change-bad-kind", "no kind of change that can be here", start, kind)
-        return (kind, *[self._field(field) for field in fields])
-
-    def _field(self, field: int) -> object:
-        if field == changes.CHANGES:
-            start = self.offset
-            count = self._number(_COUNT_SIZE)
-            if count > len(self.data) - self.offset:
-                raise ImageError("change-truncated", "no room for that many changes", start, count)
-            return tuple([self.change(_OF_A_COMMIT) for _ in range(count)])
-        if field >= changes.PATH:
-            return self._bytes(field)
-        size, smallest, largest, may_miss = _NUMBERS[field]
-        start = self.offset
-        if may_miss:
-            is_there = self._number(1)
-            if is_there > 1:
-                raise ImageError("change-bad-number", "neither there nor not", start, is_there)
-            if not is_there:
-                return changes.NONE
-        number = self._number(size)
-        if not smallest <= number <= largest:
-            raise ImageError("change-bad-number", "a number out of its bounds", start, number)
-        return number
-
-    def _number(self, size: int) -> int:
-        return int.from_bytes(self._take(size), "little")
-
-    def _bytes(self, field: int) -> bytes:
-        start = self.offset
-        size = self._number(_COUNT_SIZE)
-        limit, is_sound = _BYTES[field]
-        if size > limit:
-            raise ImageError("change-bad-bytes", "longer than the field may be", start, size)
-        raw = self._take(size)
-        if not is_sound(raw):
-            raise ImageError("change-bad-bytes", "not what the field has to be", start, raw)
-        return perms.intern(raw) if field == changes.PERMISSIONS else raw
-
-    def _take(self, size: int) -> bytes:
-        start = self.offset
-        end = start + size
-        if end > len(self.data):
-            raise ImageError("change-truncated", "a change ends too early", start, size)
-        self.offset = end
-        return self.data[start:end]
 
 
 def _is_path(raw: bytes) -> bool:
@@ -184,3 +79,114 @@ _BYTES: dict[int, tuple[int, Callable[[bytes], bool]]] = {
     changes.TOKEN: (XENSTORE_PAYLOAD_MAX, _is_token),
     changes.NAME: (_NAME_MAX, _is_name),
 }
+
+
+class _Form:
+    """How one kind is written: its head, the fields of the head, and the bytes after it."""
+
+    __slots__ = ("bytes", "has_changes", "head", "numbers", "pack")
+
+    def __init__(self, fields: tuple[int, ...]) -> None:
+        self.numbers = [field for field in fields if field in _NUMBERS]
+        self.bytes = [field for field in fields if field in _BYTES]
+        self.has_changes = changes.CHANGES in fields
+        sizes = len(fields) - len(self.numbers)
+        letters = "".join([_NUMBERS[field][0] for field in self.numbers])
+        self.head = struct.Struct("<B" + letters + "I" * sizes)
+        self.pack = self.head.pack
+
+
+_FORMS = {kind: _Form(fields) for kind, fields in changes.FIELDS.items()}
+#: By kind: how its head is packed, and how many byte fields there are; -1 for a list of changes.
+_PACKING = {
+    kind: (form.pack, -1 if form.has_changes else len(form.bytes)) for kind, form in _FORMS.items()
+}
+
+_pack_pair = _FORMS[changes.VALUE].pack
+
+
+def encode(change: Change) -> bytes:
+    """The bytes of a change, which is one that a server told its journal."""
+    pack: Callable[..., bytes]
+    first: bytes
+    second: bytes
+    last: bytes
+    kind = change[0]
+    if kind == changes.VALUE or kind == changes.PERMS:  # nearly all there are
+        _, first, last = change
+        return _pack_pair(kind, len(first), len(last)) + first + last
+    pack, count = _PACKING[kind]
+    if count == 1:
+        last = change[-1]
+        return pack(*change[:-1], len(last)) + last
+    if count == 2:
+        *numbers, first, last = change
+        return pack(*numbers, len(first), len(last)) + first + last
+    if count == 0:
+        return pack(*change)
+    if count == 3:
+        *numbers, first, second, last = change
+        return pack(*numbers, len(first), len(second), len(last)) + first + second + last
+    listed = change[-1]
+    return pack(*change[:-1], len(listed)) + b"".join([encode(each) for each in listed])
+
+
+def decode(data: bytes) -> Change:
+    """The change that `data` is, all of it. ImageError if it is not sound.
+
+    Codes: `change-truncated`, `change-trailing`, `change-bad-kind`, `change-bad-number`,
+    `change-bad-bytes`.
+    """
+    change, end = decode_at(data, 0)
+    if end != len(data):
+        raise ImageError("change-trailing", "bytes after a change", end, len(data) - end)
+    return change
+
+
+def decode_at(data: bytes, offset: int) -> tuple[Change, int]:
+    """The change at `offset`, and where it ends. ImageError as `decode`."""
+    return _decode(data, offset, _FORMS)
+
+
+def _decode(data: bytes, offset: int, kinds: Container[int]) -> tuple[Change, int]:
+    if offset >= len(data):
+        raise ImageError("change-truncated", "no byte left for a change", offset, 0)
+    kind = data[offset]
+    if kind not in kinds:
+        raise ImageError("change-bad-kind", "no kind of change that can be here", offset, kind)
+    form = _FORMS[kind]
+    at = offset + form.head.size
+    if at > len(data):
+        raise ImageError("change-truncated", "a change ends in its head", offset, kind)
+    head = form.head.unpack_from(data, offset)
+    count = len(form.numbers) + 1
+    for field, number in zip(form.numbers, head[1:count], strict=True):
+        _, smallest, largest = _NUMBERS[field]
+        if not smallest <= number <= largest:
+            raise ImageError("change-bad-number", "a number out of its bounds", offset, number)
+    if form.has_changes:
+        listed, at = _decode_list(data, at, head[-1])
+        return (*head[:-1], listed), at
+    found: list[bytes] = []
+    for field, size in zip(form.bytes, head[count:], strict=True):
+        limit, is_sound = _BYTES[field]
+        if size > limit:
+            raise ImageError("change-bad-bytes", "longer than the field may be", at, size)
+        raw = data[at : at + size]
+        if len(raw) != size:
+            raise ImageError("change-truncated", "a change ends in its bytes", at, size)
+        if not is_sound(raw):
+            raise ImageError("change-bad-bytes", "not what the field has to be", at, raw)
+        found.append(perms.intern(raw) if field == changes.PERMISSIONS else raw)
+        at += size
+    return (*head[:count], *found), at
+
+
+def _decode_list(data: bytes, at: int, count: int) -> tuple[tuple[Change, ...], int]:
+    if count > len(data) - at:
+        raise ImageError("change-truncated", "no room for that many changes", at, count)
+    listed: list[Change] = []
+    for _ in range(count):
+        change, at = _decode(data, at, _OF_A_COMMIT)
+        listed.append(change)
+    return tuple(listed), at

@@ -70,12 +70,10 @@ ALL_DOMAINS = -1
 NONE = -1
 
 # What a field is: its bounds are the codec's to check.
-CONNECTION, DOMID, MAYBE_DOMID, PORT, MAYBE_U64, FLAG, U32, TX_ID, NANOSECONDS, MAYBE_U32 = range(
-    10
-)
+CONNECTION, DOMID, MAYBE_DOMID, FLAG, TX_ID, U32, MAYBE_U32, U64, NANOSECONDS = range(9)
 PATH, DATA, PERMISSIONS, TOKEN, NAME, CHANGES = range(16, 22)
 
-#: The fields of each kind, in order.
+#: The fields of each kind, in order; numbers come first.
 FIELDS: dict[int, tuple[int, ...]] = {
     VALUE: (PATH, DATA),
     PERMS: (PATH, PERMISSIONS),
@@ -83,7 +81,7 @@ FIELDS: dict[int, tuple[int, ...]] = {
     REMOVE: (PATH,),
     CONNECT: (CONNECTION, DOMID),
     DISCONNECT: (CONNECTION,),
-    RING: (CONNECTION, PORT, MAYBE_U64),  # our port; the domain's unique id, if known
+    RING: (CONNECTION, U32, FLAG, U64),  # our port; is the domain's unique id known? it, or 0
     TARGET: (CONNECTION, MAYBE_DOMID),
     SHUT_DOWN: (CONNECTION, FLAG),
     KNOWN: (DOMID,),
@@ -91,7 +89,7 @@ FIELDS: dict[int, tuple[int, ...]] = {
     INTRODUCED: (DOMID, CONNECTION),
     RELEASED: (DOMID,),
     FEATURES: (DOMID, U32),
-    WATCH: (CONNECTION, PATH, TOKEN, MAYBE_U32, U32),  # depth; what its events leave out of paths
+    WATCH: (CONNECTION, MAYBE_U32, U32, PATH, TOKEN),  # depth; what its events leave out of paths
     UNWATCH: (CONNECTION, PATH, TOKEN),
     UNWATCH_ALL: (CONNECTION,),
     START: (CONNECTION, TX_ID, NANOSECONDS),  # when, by the server's clock
@@ -102,7 +100,7 @@ FIELDS: dict[int, tuple[int, ...]] = {
     TX_PERMS: (CONNECTION, TX_ID, PATH, PERMISSIONS),
     TX_CREATE: (CONNECTION, TX_ID, PATH, DATA, PERMISSIONS),
     TX_REMOVE: (CONNECTION, TX_ID, PATH),
-    TX_EVENT: (CONNECTION, TX_ID, PATH, FLAG),  # whether those above hear of it, too
+    TX_EVENT: (CONNECTION, TX_ID, FLAG, PATH),  # whether those above hear of it, too
     FAIL: (CONNECTION, TX_ID),  # it can't be committed any more
-    QUOTA: (MAYBE_DOMID, NAME, U32),
+    QUOTA: (MAYBE_DOMID, U32, NAME),
 }

@@ -123,9 +123,10 @@ def _disconnect(server: State, number: int) -> None:
     server.disconnect(_connection(server, number))
 
 
-def _ring(server: State, number: int, evtchn: int, unique_id: int) -> None:
-    known = None if unique_id == changes.NONE else unique_id
-    server.set_ring(_connection(server, number), evtchn, known)
+def _ring(server: State, number: int, evtchn: int, is_known: int, unique_id: int) -> None:
+    if unique_id and not is_known:
+        raise _unfit("a unique id that is not known", unique_id)
+    server.set_ring(_connection(server, number), evtchn, unique_id if is_known else None)
 
 
 def _target(server: State, number: int, target: int) -> None:
@@ -177,14 +178,14 @@ def _features(server: State, domid: int, features: int) -> None:
     server.set_features(domid, features)
 
 
-def _quota(server: State, domid: int, name: bytes, value: int) -> None:
+def _quota(server: State, domid: int, value: int, name: bytes) -> None:
     server.set_quota(name.decode("ascii"), value, domid)
 
 
 # -- watches ---------------------------------------------------------------------------------------
 
 
-def _watch(server: State, number: int, path: bytes, token: bytes, depth: int, prefix: int) -> None:
+def _watch(server: State, number: int, depth: int, prefix: int, path: bytes, token: bytes) -> None:
     conn = _connection(server, number)
     if (path, token) in conn.watches:
         raise _unfit("a watch that is set already", path)
@@ -274,7 +275,7 @@ def _tx_remove(server: State, number: int, tx_id: int, path: bytes) -> None:
     transaction.remove(path)
 
 
-def _tx_event(server: State, number: int, tx_id: int, path: bytes, below: int) -> None:
+def _tx_event(server: State, number: int, tx_id: int, below: int, path: bytes) -> None:
     transaction = _transaction(server, number, tx_id)
     if path not in transaction.nodes:
         raise _unfit("an event where a transaction did not look", path)

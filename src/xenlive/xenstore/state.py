@@ -165,8 +165,7 @@ class State:
             conn.ring.unique_id = unique_id
         journal = self.store.journal
         if journal is not None:
-            known = changes.NONE if unique_id is None else unique_id
-            journal((changes.RING, conn.number, evtchn, known))
+            journal((changes.RING, conn.number, evtchn, int(unique_id is not None), unique_id or 0))
 
     def set_target(self, conn: Connection, target: int) -> None:
         """Lets a connection do what the domain `target` may; -1 for none."""
@@ -229,7 +228,7 @@ class State:
             self.store.accounts.open(domid).quotas[name] = value
         journal = self.store.journal
         if journal is not None:
-            journal((changes.QUOTA, domid, name.encode(), value))
+            journal((changes.QUOTA, domid, value, name.encode()))
 
     # -- transactions ------------------------------------------------------------------------------
 

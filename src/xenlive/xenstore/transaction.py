@@ -323,7 +323,7 @@ class Transaction:
         node.event_here = True
         node.event_below |= below
         if self._store.journal is not None:
-            self._store.journal((changes.TX_EVENT, self.owner, self.number, path, int(below)))
+            self._store.journal((changes.TX_EVENT, self.owner, self.number, int(below), path))
 
     def in_conflict(self) -> bool:
         """Whether something this transaction looked at, or a domain it names, has changed since."""

@@ -69,7 +69,7 @@ class Watches:
         if self.journal is not None:
             depth = changes.NONE if watch.depth is None else watch.depth
             number = watch.conn.number
-            self.journal((changes.WATCH, number, watch.path, watch.token, depth, watch.prefix))
+            self.journal((changes.WATCH, number, depth, watch.prefix, watch.path, watch.token))
 
     def remove(self, watch: Watch) -> None:
         """Takes a watch away."""
