@@ -15,7 +15,9 @@ from xenlive.abi.xs_wire import (
     XS_RM,
     XS_SET_PERMS,
     XS_TRANSACTION_END,
+    XS_TRANSACTION_START,
     XS_UNWATCH,
+    XS_WATCH,
 )
 
 
@@ -116,6 +118,17 @@ C_4_17 = [
     Difference(
         "a commit over nodes of a domain that has gone",
         lambda m: m.step.kind == XS_TRANSACTION_END and m.errors("EAGAIN", "ENOMEM"),
+    ),
+    Difference(
+        "one watch or transaction more than the quota",
+        lambda m: (
+            m.step.who > 0
+            and m.step.kind in (XS_WATCH, XS_TRANSACTION_START)
+            and m.is_own
+            and m.mine.error == "ENOSPC"
+            and m.other.error == ""
+        ),
+        spoils=True,
     ),
     Difference(
         "several domains that end or shut down at once",

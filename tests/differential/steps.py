@@ -56,6 +56,15 @@ NO_SUCH_TX = 999
 TX_MOST = 3
 GFN = 0xFEFFC
 PORT = 5
+#: Names that all C daemons know, and values that are soon reached.
+QUOTAS = {
+    b"nodes": (3, 6, 12),
+    b"watches": (2, 4),
+    b"transactions": (1, 2),
+    b"node-size": (150, 200, 300),
+    b"transaction-nodes": (3, 6, 9),
+    b"path-max": (17, 20, 40),
+}
 WORDS = (b"t", b"u", b"")
 
 
@@ -199,6 +208,13 @@ class Maker:
             self.add(who, RECONNECT)
             self.open.pop(who, None)
 
+    def set_quotas(self) -> None:
+        """Makes some quotas so low that they are met."""
+        for name, values in QUOTAS.items():
+            if self.dice.random() < (0.5 if len(values) > 2 else 0.15):
+                words = (b"quota", b"set", name, b"%d" % self.dice.choice(values))
+                self.add(SOCKETS[0], XS_CONTROL, b"".join(word + b"\0" for word in words))
+
     def control(self) -> bytes:
         return self.dice.choice((b"check\0", b"no-such-command\0", b"check\0more\0"))
 
@@ -272,6 +288,8 @@ def sequence(seed: int, length: int, *, guests: bool = True, plain: bool = False
     own places and act for nobody: the OCaml daemon goes its own way with others.
     """
     maker = Maker(seed, guests, plain)
+    if guests and not plain and maker.dice.random() < 0.4:
+        maker.set_quotas()
     if guests:
         for domid in GUESTS[: maker.dice.randrange(1, len(GUESTS) + 1)]:
             maker.bring_up(domid)
