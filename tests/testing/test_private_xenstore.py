@@ -47,7 +47,7 @@ def test_each_is_fresh_and_gone_afterwards(store: PrivateXenstore) -> None:
         assert rundir.stat().st_mode & 0o077 == 0
     assert not rundir.exists()
     assert client.fileno() == -1
-    assert other.log() == "a word\n"
+    assert other.log().endswith("a word\n")
     with pytest.raises(RuntimeError, match="not running"):
         _ = other.socket_path
     other.stop()
@@ -201,7 +201,7 @@ def test_a_server_with_wild_indices(store: PrivateXenstore, word: int) -> None:
     guest = store.new_guest()
     guest.store.read("domid")
     guest.words[word] = guest.words[word] + 5000 & U32
-    with pytest.raises(PeerError, match="out of range"):
+    with pytest.raises(PeerError, match=r"out of range|ignores this ring"):
         guest.store.read("domid")
     assert guest.store.fileno() == -1
 

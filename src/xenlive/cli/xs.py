@@ -27,6 +27,7 @@ from xenlive.cli.xs_watch import watch_command
 from xenlive.client.answers import Permission
 from xenlive.client.blocking import Xenstore
 from xenlive.client.operations import StoreOperations
+from xenlive.errors import XenstoreError
 
 
 @click.group("xs")
@@ -161,7 +162,7 @@ def chmod_command(
     store.set_perms(path, perms)
     if recursive:
         for node in store.walk(path):
-            store.set_perms(node.path, perms)
+            _set_perms_if_there(store, node.path, perms)
 
 
 @xs_group.command("control", context_settings={"ignore_unknown_options": True})
@@ -175,6 +176,15 @@ def control_command(store: Xenstore, arguments: tuple[str, ...], as_json: bool) 
         click.echo(json.dumps({"command": arguments, "said": said}))
     elif said:
         click.echo(said.rstrip("\n"))
+
+
+def _set_perms_if_there(store: Xenstore, path: str, perms: tuple[Permission, ...]) -> None:
+    """A node that went away while the tree was walked needs no permissions."""
+    try:
+        store.set_perms(path, perms)
+    except XenstoreError:
+        if store.exists(path):
+            raise
 
 
 for further in (watch_command, dump_command, load_command, quota_command, features_command):
