@@ -142,14 +142,20 @@ class Terminal(Outside):
         """Ends what `watch` began."""
         self._others.pop(fd, None)
 
-    def wait_for(self, fd: int, to_write: bool = False) -> None:
-        """Waits until `fd` can be read or written, however long. Signals raise at once."""
+    def wait_for(self, *fds: int, to_write: bool = False) -> list[int]:
+        """Waits until one of `fds` can be read, or written, however long: which of them.
+
+        Signals raise at once.
+        """
         self._is_waiting = True
         try:
             self._raise_signal()
-            select.select([] if to_write else [fd], [fd] if to_write else [], [])
+            readable, writable, _ = select.select(
+                [] if to_write else fds, fds if to_write else [], []
+            )
         finally:
             self._is_waiting = False
+        return readable + writable
 
     # ---- what a world asks ---------------------------------------------------------------
 
@@ -177,9 +183,10 @@ class Terminal(Outside):
             finally:
                 self._is_waiting = False
             waited_ns += time.monotonic_ns() - started_ns
+            was_other = bool(self._others.keys() & ready)  # who is heard may go by that
             if self._take(ready):
                 return waited_ns if self.is_real_time else 0
-            if not self._others.keys() & ready:
+            if not was_other:
                 return None
 
     def _ready(self, timeout_s: float | None) -> list[int]:

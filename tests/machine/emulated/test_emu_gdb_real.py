@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from kernels.building import build_kernel
 from kernels.handover.script_kernel import script_kernel
 from machine.emulated import small_guests
 from machine.emulated.rsp import RspClient
+
+from xenlive.machine.emulated.lens.gdbpackets import encode_packet
+from xenlive.machine.emulated.lens.gdbregisters import registers
 
 pytestmark = pytest.mark.peer
 
@@ -237,6 +241,41 @@ def test_debuggers_come_and_go(boots: list[Boot], tmp_path: Path) -> None:
     code, _, errors = boots[0].end()
     assert code == 13
     assert "a debugger ended it" in errors
+
+
+def turned_away(port: int) -> bool:
+    """Whether a further debugger gets nothing but the end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as newcomer:
+        with contextlib.suppress(ConnectionError):
+            newcomer.sendall(encode_packet(b"?"))
+        try:
+            return newcomer.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def test_a_second_debugger_is_turned_away_at_once(boots: list[Boot], tmp_path: Path) -> None:
+    """While the guest stands still, while it runs, and while it is at a breakpoint."""
+    kernel = build_kernel(BUSY).read_bytes()
+    boots.append(Boot(tmp_path, kernel))
+    connection, client = boots[0].connect()
+    assert client.ask(b"?") == b"T02thread:1;"
+    assert turned_away(boots[0].port)
+    assert client.ask(b"?") == b"T02thread:1;"
+    connection.sendall(encode_packet(b"c"))
+    assert connection.recv(1) == b"+"
+    assert turned_away(boots[0].port)
+    connection.sendall(b"\x03")
+    assert client.take(receive(connection)) == b"T02thread:1;"
+    number = [register.name for register in registers(kernel[4] == 2)].index("rip")
+    rip = int.from_bytes(bytes.fromhex(client.ask(b"p%x" % number).decode()), "little")
+    assert client.ask(b"Z0,%x,1" % rip) == b"OK"
+    assert client.ask(b"c").startswith(b"T05")
+    assert turned_away(boots[0].port)
+    assert client.ask(b"z0,%x,1" % rip) == b"OK"
+    connection.sendall(encode_packet(b"k"))
+    connection.close()
+    boots[0].end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
