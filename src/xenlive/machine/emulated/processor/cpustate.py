@@ -10,6 +10,7 @@ at its start.
         + 144    lazy flags (merged into eflags between runs) and hflags
         + 184    es cs ss ds fs gs ldt tr gdt idt     24 bytes each: selector, base, limit, flags
         + 424    cr0 .. cr8             + 592 efer
+        + 624    mm0 .. mm7, or x87's registers
         + 4800   sysenter, star, lstar ...
         + 5384   error code of the last exception, dr0 .. dr7, SVM intercepts
 
@@ -56,6 +57,10 @@ _QUAD = {
 # Offsets in bytes.
 _EFLAGS, _HFLAGS, _HFLAGS_2, _SEGS, _SYSENTER_CS = 136, 176, 180, 184, 4800
 _HF2_NMI = 1 << 2
+#: Registers of the x87 unit and a place of its arithmetic: 16 bytes each, and 10 of them used. What
+#: is in the others was on the host's stack.
+FLOATS = (*range(624, 752, 16), 784)
+FLOAT_SIZE, FLOAT_SPACE = 10, 16
 ERROR_CODE, OLD_EXCEPTION, VMCB, INTERCEPT = 5384, 5496, 5504, 5520
 #: From here on there are only addresses of the host, of no use after a run.
 HOST_POINTERS = 5560

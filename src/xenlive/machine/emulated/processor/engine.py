@@ -45,6 +45,9 @@ from xenlive.machine.emulated.processor.breaks import Breaks
 from xenlive.machine.emulated.processor.counter import BlockCounter
 from xenlive.machine.emulated.processor.cpustate import (
     ERROR_CODE,
+    FLOAT_SIZE,
+    FLOAT_SPACE,
+    FLOATS,
     HOST_POINTERS,
     OLD_EXCEPTION,
     STATE_SIZE,
@@ -451,6 +454,8 @@ class Engine(CpuState):
         """The whole state of the processor, memory apart. The same state gives the same bytes."""
         saved = bytearray(self._raw)
         saved[HOST_POINTERS:] = bytes(STATE_SIZE - HOST_POINTERS)
+        for at in FLOATS:
+            saved[at + FLOAT_SIZE : at + FLOAT_SPACE] = bytes(FLOAT_SPACE - FLOAT_SIZE)
         return bytes(saved)
 
     def restore(self, saved: bytes) -> None:
