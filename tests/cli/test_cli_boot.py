@@ -173,7 +173,7 @@ def test_a_kernel_that_does_not_fit(boot: Boot, hello: Path, tmp_path: Path) -> 
     big.write_bytes(bytes(2 << 20))
     line = one_line(boot(hello, "--memory", "2M", "--module", big, code=1))
     assert "the module does not fit" in line
-    assert "whole pages" in one_line(boot(hello, "--memory", "3000", code=1))
+    assert "whole pages" in one_line(boot(hello, "--memory", "3000", code=2))
 
 
 @pytest.mark.parametrize(
