@@ -85,6 +85,9 @@ _EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none o
 _INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
 _CR_WRITES = 1 << 0 | 1 << 4
 
+# What has been translated takes so much of the host's memory, then all of it is forgotten. Left to
+# itself Unicorn takes a GiB, which a guest fills with code that it runs once.
+_TRANSLATIONS_SIZE = 128 << 20
 #: Beyond this it is cheaper to translate everything again.
 _FORGET_MAX = 1 << 16
 
@@ -98,6 +101,7 @@ class Engine(CpuState):
         self._uc = ctypes.c_void_p()
         self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
         self._control(capi.CTL_CPU_MODEL, capi.CPU_OPTERON_G5)
+        self._control(capi.CTL_TRANSLATIONS_SIZE, _TRANSLATIONS_SIZE)
         self._control(capi.CTL_USE_EXITS, 1)
         #: The registers of x87 and SSE.
         self.floats = FloatRegisters(self._lib, self._uc, self._commit, self._load)
