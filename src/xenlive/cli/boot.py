@@ -172,7 +172,7 @@ def boot_command(
             return others.is_over() or lens.is_stopped()
 
         with lens:
-            lens.attach(world, guest, names, as_json)
+            lens.attach(world, guest, names, as_json or gdb_port is not None)
             output.describe = lambda: (
                 _described(world, guest) | lens.as_object() | others.as_object()
             )

@@ -164,7 +164,8 @@ def test_a_breakpoint_outlives_kexec_and_what_is_set_holds(
     boot = chain(boots, tmp_path, bits)
     said = boot.gdb(
         *("tbreak kexec_enter", "break kernel_main", "continue", "continue", "backtrace"),
-        *("continue", "print start_info", "backtrace", "tbreak make", "continue"),
+        *("monitor info", "continue", "print start_info", "backtrace", "monitor info"),
+        *("tbreak make", "continue"),
         *("set var n_pages = 0", "print $eflags", "set $xmm1.uint128 = 7", "print $xmm1.uint128"),
         *("delete", "continue"),
     )
@@ -172,8 +173,10 @@ def test_a_breakpoint_outlives_kexec_and_what_is_set_holds(
         said,
         r"Breakpoint 2, kernel_main ",
         r"breakpoint 1, (0x\w+ in )?kexec_enter \(",
+        r"kernels entered: 1\n",
         r"Breakpoint 2, kernel_main ",  # of the second kernel
         r"\$1 = \d+",
+        r"kernels entered: 2\n",
         r"breakpoint 3, make \(n_pages=1\)",
         r"\$2 = \[ .*\]",
         r"\$3 = 7",
