@@ -136,6 +136,11 @@ class CpuState:
         """The general register that instructions call `number`: 0 is rax, 1 is rcx."""
         return self._quads[number]
 
+    def set_general(self, number: int, value: int) -> None:
+        """Sets the general register that instructions call `number`; all 64 bits of it."""
+        self._quads[number] = value
+        self._dirty = True
+
     @property
     def eflags(self) -> int:
         """The flags register."""
@@ -251,10 +256,10 @@ class CpuState:
             self.set_segment(name, segment)
         self.set_privilege(0)
 
-    def _set_intercepts(self, vmcb: int, intercept: int, cr_writes: int) -> None:
+    def _set_intercepts(self, vmcb: int, intercept: int, cr_reads: int, cr_writes: int) -> None:
         """SVM's intercepts as VMRUN would set them; of all exceptions and debug registers."""
         self._quads[VMCB // 8] = vmcb
-        values = (intercept, 0, cr_writes, 0, 0xFF, 0xFFFFFFFF)
+        values = (intercept, cr_reads, cr_writes, 0, 0xFF, 0xFFFFFFFF)
         packed = struct.pack("<QHHHHI", *values)
         self._raw[INTERCEPT : INTERCEPT + len(packed)] = packed
         self._dirty = True

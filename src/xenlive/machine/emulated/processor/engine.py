@@ -82,8 +82,9 @@ _MSR_AT = {
 _VMEXIT, _EXIT_WRITE_CR, _EXIT_WRITE_DR, _EXIT_EXCEPTION, _EXIT_MSR = 0x100, 0x10, 0x30, 0x40, 0x7C
 _EXIT_KIND = {0x72: exits.CPUID, 0x75: exits.SOFT_INTERRUPT, 0x78: exits.HALT}
 _EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none of them
+_EXIT_READ_CR8 = 0x08
 _INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
-_CR_WRITES = 1 << 0 | 1 << 4
+_CR_READS, _CR_WRITES = 1 << 8, 1 << 0 | 1 << 4 | 1 << 8
 
 # What has been translated takes so much of the host's memory, then all of it is forgotten. Left to
 # itself Unicorn takes a GiB, which a guest fills with code that it runs once.
@@ -246,6 +247,8 @@ class Engine(CpuState):
             self._end_run(Exit(_EXIT_KIND[code]))
         elif code == _EXIT_MSR:
             self._end_run(Exit(exits.READ_MSR))
+        elif code == _EXIT_READ_CR8:
+            self._end_run(Exit(exits.READ_CR, 8))
         elif _EXIT_WRITE_CR <= code < _EXIT_WRITE_CR + 16:
             self._end_run(Exit(exits.WRITE_CR, code - _EXIT_WRITE_CR))
         elif _EXIT_WRITE_DR <= code < _EXIT_WRITE_DR + 16:
@@ -410,11 +413,11 @@ class Engine(CpuState):
 
     def run_past_write_cr(self) -> Exit:
         """Lets the instruction of a WRITE_CR exit happen. BUDGET if nothing came of it."""
-        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, 0)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, 0)
         try:
             return self.run(1, passes=True)
         finally:
-            self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+            self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, _CR_WRITES)
 
     def limit(self, blocks: int) -> None:
         """From a hook: no more than `blocks` further blocks in this run, which ends with BUDGET."""
@@ -451,7 +454,7 @@ class Engine(CpuState):
         """The state in which a PVH kernel is entered, but for RIP and RBX."""
         self._raw[:] = self._pristine
         self._set_pvh_entry()
-        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, _CR_WRITES)
         self._mappings.is_stale = True
 
     def save(self) -> bytes:
