@@ -165,3 +165,19 @@ def test_a_signal_ends_the_middle_of_a_run() -> None:
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert 0 < guest.vcpu.blocks < 20
+
+
+def test_changes_of_a_scattered_memory_map_end_a_turn() -> None:
+    """A shared page that moves around costs milliseconds each time, in memory of many parts."""
+    moves = small_guests.kernel("1: share\n addl $16, %esp\n jmp 1b")
+    with World() as world:
+        guest = world.add_guest(memory_bytes=16 << 20)
+        guest.boot(build_kernel(moves).read_bytes())
+        world.step()
+        blocks = guest.vcpu.blocks
+        assert blocks > 10_000
+        for _ in range(200):
+            guest.vcpu.engine.effort.add_map_change(1600)
+        world.step()
+        assert guest.stop is None
+        assert 0 < guest.vcpu.blocks - blocks < 10
