@@ -24,6 +24,14 @@ LIMIT_S = 300.0
 AGAIN_S = 10.0
 
 
+def pytest_configure() -> None:
+    """Lets programs under test hear signals that whoever started the tests ignores (nohup, `&`)."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+
+
 @contextmanager
 def limited(what: str) -> Iterator[None]:
     """Raises in whatever takes longer than `LIMIT_S`, and again until it gives up."""

@@ -70,6 +70,7 @@ def hunt_guided(
         f"-artifact_prefix={folder}/find-",
         f"-max_len={target.max_bytes}",
         f"-timeout={TIMEOUT_S}",
+        f"-report_slow_units={TIMEOUT_S}",  # else a busy machine makes finds
         f"-rss_limit_mb={RSS_LIMIT_MB}",
         "-len_control=0",  # the mutator knows which lengths make sense
         "-mutate_depth=2",

@@ -173,7 +173,7 @@ def test_a_kernel_that_does_not_fit(boot: Boot, hello: Path, tmp_path: Path) -> 
     big.write_bytes(bytes(2 << 20))
     line = one_line(boot(hello, "--memory", "2M", "--module", big, code=1))
     assert "the module does not fit" in line
-    assert "whole pages" in one_line(boot(hello, "--memory", "3000", code=1))
+    assert "whole pages" in one_line(boot(hello, "--memory", "3000", code=2))
 
 
 @pytest.mark.parametrize(
@@ -376,6 +376,24 @@ def test_a_signal_leaves_the_terminal_as_it_was(
     assert one.end() == code
     assert not os.path.lexists(tmp_path / "run" / "ram")
     assert "event_channel_op" in (tmp_path / "trace").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGTSTP])
+def test_who_is_stopped_goes_on_with_the_terminal(
+    typed: Callable[..., Typed], echo: Path, number: signal.Signals
+) -> None:
+    """A shell sets the terminal to its liking, and leaves it so when the job goes on."""
+    one = typed(echo)
+    one.type(b"a")
+    one.wait_for(b"a")
+    one.process.send_signal(number)
+    os.waitid(os.P_PID, one.process.pid, os.WSTOPPED)
+    if number != signal.SIGSTOP:
+        assert termios.tcgetattr(one.terminal) == one.before
+    termios.tcsetattr(one.terminal, termios.TCSANOW, one.before)
+    one.process.send_signal(signal.SIGCONT)
+    one.type(b"q")
+    assert one.end() == 0
 
 
 def test_a_window_that_is_closed_ends_it_as_a_signal_does(

@@ -141,6 +141,38 @@ def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
     assert "--rundir" in answer.stdout
 
 
+#: Interrupts itself where Python drops what is raised, and would then go on for a minute.
+INTERRUPTED_WHERE_IT_IS_DROPPED = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            pass
+
+def run():
+    Dropping()
+    time.sleep(60)
+
+from xenlive.cli import main, root
+root.run = run
+main.main()
+"""
+
+
+def test_an_interrupt_that_python_drops_is_not_lost() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHERE_IT_IS_DROPPED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (answer.returncode, answer.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_what_the_output_cannot_show_is_escaped(encoding: str) -> None:
     code = (

@@ -35,7 +35,8 @@ _option = options_under("Kernel and machine")
 _EPILOG = """\b
 Exit codes: 0 poweroff, 11 reboot, 12 suspend, 13 crash, 14 watchdog, 15 soft reset,
 19 other shutdown, 20 triple fault, 21 spins, 22 hung, 23 not supported, 24 time limit,
-25 stopped at an entry; 1 can't boot, 2 usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
+25 stopped at an entry, 26 killed by the debugger; 1 can't boot, 2 usage, 129 SIGHUP,
+130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -43,6 +44,18 @@ def _seconds(_: click.Context, option: click.Parameter, value: float | None) -> 
     """The value of `--time-limit`: no end of the world is near infinity."""
     if value is not None and not value <= _TIME_LIMIT_MAX_S:
         raise click.BadParameter(f"{value} is more than {_TIME_LIMIT_MAX_S} seconds", param=option)
+    return value
+
+
+def _memory(_: click.Context, option: click.Parameter, value: int) -> int:
+    """The value of `--memory`."""
+    from xenlive.machine.emulated.build import MEMORY_MAX, MEMORY_MIN
+    from xenlive.machine.emulated.processor.paging import PAGE_SIZE
+
+    if value % PAGE_SIZE or not MEMORY_MIN <= value <= MEMORY_MAX:
+        raise click.BadParameter(
+            f"{value} bytes are not whole pages from 1 MiB to 4 GiB", param=option
+        )
     return value
 
 
@@ -66,7 +79,12 @@ def _name(_: click.Context, option: click.Parameter, value: str) -> str:
     help="Hand FILE over as a module, with TEXT as its command line; an initrd is one. Repeatable.",
 )
 @_option(
-    "--memory", type=SizeType(), default="64M", show_default=True, help="Size of the guest's RAM."
+    "--memory",
+    type=SizeType(),
+    default="64M",
+    show_default=True,
+    callback=_memory,
+    help="Size of the guest's RAM.",
 )
 @_option(
     "--name",
@@ -116,6 +134,7 @@ def boot_command(
     from xenlive.cli.terminal import Terminal
     from xenlive.machine.emulated.lens import report
     from xenlive.machine.emulated.processor.vcpu import SPIN_LIMIT
+    from xenlive.machine.emulated.stop import KILLED
     from xenlive.machine.emulated.world import WORLD_IDLE
 
     if kernel is None and store_rundir is not None:
@@ -153,7 +172,7 @@ def boot_command(
             return others.is_over() or lens.is_stopped()
 
         with lens:
-            lens.attach(world, guest, names, as_json)
+            lens.attach(world, guest, names, as_json or gdb_port is not None)
             output.describe = lambda: (
                 _described(world, guest) | lens.as_object() | others.as_object()
             )
@@ -167,6 +186,8 @@ def boot_command(
         elif report.is_failure(guest.stop):
             for line in report.lines(report.describe(guest)):
                 click.echo(line, err=True)
+        elif guest.stop is not None and guest.stop.kind == KILLED:
+            click.echo(f"guest ended: {KILLED} {guest.stop.what}", err=True)
         lens.say_what_did_not_happen()
         return EXIT_AT_ENTRY if lens.is_stopped() else report.exit_code(guest.stop)
 

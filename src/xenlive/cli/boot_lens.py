@@ -163,13 +163,14 @@ class Lens:
         flags = wanted.trace, wanted.trace_json, wanted.trace_exceptions
         return any(flags) or wanted.trace_to is not None
 
-    def attach(self, world: World, guest: Guest, names: dict[bytes, str], as_json: bool) -> None:
+    def attach(self, world: World, guest: Guest, names: dict[bytes, str], is_asked: bool) -> None:
         """Looks at a guest that was booted and has not run. ConfigError, ImageError, OSError.
 
-        `names` are those of the files that it was given.
+        `names` are those of the files that it was given. `is_asked`: somebody else wants to know
+        of its kernels, too, so that they are counted without any of these options.
         """
         self._set_faults(guest)
-        if self._is_wanted or as_json:
+        if self._is_wanted or is_asked:
             from xenlive.machine.emulated.lens.entries import Entries
 
             entries = Entries(guest, names)

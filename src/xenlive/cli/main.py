@@ -5,6 +5,10 @@
 Until the imports are done there is nothing to clean up, and Python would answer Ctrl-C with a
 traceback of whatever was being imported. (Its own start, before any line of ours, is its own.)
 
+Afterwards Ctrl-C raises KeyboardInterrupt, wherever that happens to be. Python drops an exception
+in a destructor, a weak reference's callback (each import has one) or a callback from C, writes a
+traceback and goes on: such an interrupt is sent once more, a moment later.
+
 **Invariants.** Importing this module imports nothing else of ours and changes nothing. A SIGINT
 that whoever started us has set to be ignored stays ignored.
 """
@@ -24,6 +28,9 @@ else:
 
 EXIT_INTERRUPTED = 130
 
+#: Until an interrupt that was dropped is sent again: whoever dropped it is done by then.
+_AGAIN_S = 0.001
+
 
 def main() -> NoReturn:
     """Runs the command line in `sys.argv`; the process ends with its exit code."""
@@ -35,6 +42,8 @@ def main() -> NoReturn:
     root.import_command(sys.argv[1:])
     try:
         if listened_to:
+            sys.unraisablehook = _on_dropped
+            signal.signal(signal.SIGALRM, _interrupt_again)
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = root.run()
         if listened_to:
@@ -46,3 +55,16 @@ def main() -> NoReturn:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(EXIT_INTERRUPTED)
+
+
+def _on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+    """Python drops an exception here; nothing raised here would get further than it."""
+    if dropped.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def _interrupt_again(number: int, frame: FrameType | None) -> None:
+    """By whoever hears SIGINT by now: it may be a terminal's guest that runs."""
+    signal.raise_signal(signal.SIGINT)

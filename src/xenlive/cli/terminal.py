@@ -3,6 +3,7 @@
     keys ──stdin──▶ console.type        guest's output ──▶ stdout
     other processes ──▶ sources         (a Xenstore that is served elsewhere)
     Ctrl-C, SIGTERM ──▶ an exception at the next `poll`, or at once in `wait` and `show`
+    stopped and continued (fg) ──▶ the terminal is the shell's meanwhile, then the guest's again
 
 With a terminal at stdin, or other processes around, idle guests wait in real time, so that a clock
 in the guest goes as fast as one on the wall and a waiting guest costs nothing. With a file or a
@@ -75,6 +76,8 @@ class Terminal(Outside):
         if self._fd is not None and self.is_interactive:
             self._before = termios.tcgetattr(self._fd)
             self._tty = self._fd
+            self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_suspend)
+            self._handlers[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._on_continue)
             termios.tcsetattr(self._tty, termios.TCSADRAIN, _raw(self._before))
         return self
 
@@ -88,10 +91,10 @@ class Terminal(Outside):
         self._raise_signal()
 
     def _restore(self) -> None:
-        if self._tty is not None:
+        tty, self._tty = self._tty, None
+        if tty is not None:
             with contextlib.suppress(termios.error):  # its window was closed: nothing to restore
-                termios.tcsetattr(self._tty, termios.TCSADRAIN, self._before)
-            self._tty = None
+                termios.tcsetattr(tty, termios.TCSADRAIN, self._before)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
@@ -101,6 +104,21 @@ class Terminal(Outside):
         if self._is_waiting:
             self._raise_signal()
         self.on_signal()
+
+    def _on_suspend(self, *_: object) -> None:
+        """The shell, or whoever stopped us, gets its terminal for the time being."""
+        self._set_if_ours(self._before)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _on_continue(self, *_: object) -> None:
+        """In the foreground again: a shell gives the terminal back as it likes it itself."""
+        self._set_if_ours(_raw(self._before))
+
+    def _set_if_ours(self, attributes: list[Any]) -> None:
+        """Changes the terminal, if there is one, and not from the background."""
+        with contextlib.suppress(OSError, termios.error):  # its window was closed
+            if self._tty is not None and os.tcgetpgrp(self._tty) == os.getpgrp():
+                termios.tcsetattr(self._tty, termios.TCSADRAIN, attributes)
 
     def _raise_signal(self) -> None:
         number, self._signal = self._signal, None
@@ -142,14 +160,20 @@ class Terminal(Outside):
         """Ends what `watch` began."""
         self._others.pop(fd, None)
 
-    def wait_for(self, fd: int, to_write: bool = False) -> None:
-        """Waits until `fd` can be read or written, however long. Signals raise at once."""
+    def wait_for(self, *fds: int, to_write: bool = False) -> list[int]:
+        """Waits until one of `fds` can be read, or written, however long: which of them.
+
+        Signals raise at once.
+        """
         self._is_waiting = True
         try:
             self._raise_signal()
-            select.select([] if to_write else [fd], [fd] if to_write else [], [])
+            readable, writable, _ = select.select(
+                [] if to_write else fds, fds if to_write else [], []
+            )
         finally:
             self._is_waiting = False
+        return readable + writable
 
     # ---- what a world asks ---------------------------------------------------------------
 
@@ -177,9 +201,10 @@ class Terminal(Outside):
             finally:
                 self._is_waiting = False
             waited_ns += time.monotonic_ns() - started_ns
+            was_other = bool(self._others.keys() & ready)  # who is heard may go by that
             if self._take(ready):
                 return waited_ns if self.is_real_time else 0
-            if not self._others.keys() & ready:
+            if not was_other:
                 return None
 
     def _ready(self, timeout_s: float | None) -> list[int]:

@@ -216,7 +216,6 @@ def test_the_command_says_one_line(tmp_path: Path) -> None:
     large.write_bytes(bytes(MIB))
     for words, told in (
         ((str(bad),), "elf-segments-overlap"),
-        ((str(good), "--memory", "5000"), "whole pages"),
         ((str(good), "--memory", "4M", *("--module", str(large)) * 3), "kernel-too-large"),
         ((str(good), *("--module", str(bad)) * 65), "at most 64 modules"),
         ((str(good), "--with", str(bad)), "elf-segments-overlap"),

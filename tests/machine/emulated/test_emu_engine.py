@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from xenlive.machine.emulated.processor import counter, exits, library
+from xenlive.machine.emulated.processor.cpustate import FLOAT_SIZE, FLOAT_SPACE, FLOATS
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EmulatorError, EngineHooks, Exit, Segment
 
@@ -256,6 +257,18 @@ def test_a_saved_state_goes_on(bench: Bench) -> None:
     other.engine.run(10)
     assert other.engine.save() == later
     other.engine.close()
+
+
+def test_a_saved_state_has_nothing_of_the_hosts_stack(bench: Bench) -> None:
+    """Behind the 10 bytes of a register of the x87 unit: arithmetic leaves addresses there."""
+    bench.engine.floats.write("st0", b"\x11" * FLOAT_SIZE)
+    before = bench.engine.save()
+    assert before[FLOATS[0] :][:FLOAT_SPACE] == b"\x11" * FLOAT_SIZE + bytes(6)
+    stained = bytearray(before)
+    for at in FLOATS:
+        stained[at + FLOAT_SIZE : at + FLOAT_SPACE] = b"\xee" * (FLOAT_SPACE - FLOAT_SIZE)
+    bench.engine.restore(bytes(stained))
+    assert bench.engine.save() == before
 
 
 def test_control_registers_take_effect_when_set(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from kernels.building import build_kernel
 from kernels.handover.script_kernel import script_kernel
 from machine.emulated import small_guests
 from machine.emulated.rsp import RspClient
+
+from xenlive.machine.emulated.lens.gdbpackets import encode_packet
+from xenlive.machine.emulated.lens.gdbregisters import registers
 
 pytestmark = pytest.mark.peer
 
@@ -160,7 +164,8 @@ def test_a_breakpoint_outlives_kexec_and_what_is_set_holds(
     boot = chain(boots, tmp_path, bits)
     said = boot.gdb(
         *("tbreak kexec_enter", "break kernel_main", "continue", "continue", "backtrace"),
-        *("continue", "print start_info", "backtrace", "tbreak make", "continue"),
+        *("monitor info", "continue", "print start_info", "backtrace", "monitor info"),
+        *("tbreak make", "continue"),
         *("set var n_pages = 0", "print $eflags", "set $xmm1.uint128 = 7", "print $xmm1.uint128"),
         *("delete", "continue"),
     )
@@ -168,8 +173,10 @@ def test_a_breakpoint_outlives_kexec_and_what_is_set_holds(
         said,
         r"Breakpoint 2, kernel_main ",
         r"breakpoint 1, (0x\w+ in )?kexec_enter \(",
+        r"kernels entered: 1\n",
         r"Breakpoint 2, kernel_main ",  # of the second kernel
         r"\$1 = \d+",
+        r"kernels entered: 2\n",
         r"breakpoint 3, make \(n_pages=1\)",
         r"\$2 = \[ .*\]",
         r"\$3 = 7",
@@ -235,8 +242,42 @@ def test_debuggers_come_and_go(boots: list[Boot], tmp_path: Path) -> None:
     assert connection.recv(1) == b"+"
     connection.close()
     code, _, errors = boots[0].end()
-    assert code == 13
-    assert "a debugger ended it" in errors
+    assert (code, errors) == (26, "guest ended: killed by the debugger\n")
+
+
+def turned_away(port: int) -> bool:
+    """Whether a further debugger gets nothing but the end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as newcomer:
+        with contextlib.suppress(ConnectionError):
+            newcomer.sendall(encode_packet(b"?"))
+        try:
+            return newcomer.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def test_a_second_debugger_is_turned_away_at_once(boots: list[Boot], tmp_path: Path) -> None:
+    """While the guest stands still, while it runs, and while it is at a breakpoint."""
+    kernel = build_kernel(BUSY).read_bytes()
+    boots.append(Boot(tmp_path, kernel))
+    connection, client = boots[0].connect()
+    assert client.ask(b"?") == b"T02thread:1;"
+    assert turned_away(boots[0].port)
+    assert client.ask(b"?") == b"T02thread:1;"
+    connection.sendall(encode_packet(b"c"))
+    assert connection.recv(1) == b"+"
+    assert turned_away(boots[0].port)
+    connection.sendall(b"\x03")
+    assert client.take(receive(connection)) == b"T02thread:1;"
+    number = [register.name for register in registers(kernel[4] == 2)].index("rip")
+    rip = int.from_bytes(bytes.fromhex(client.ask(b"p%x" % number).decode()), "little")
+    assert client.ask(b"Z0,%x,1" % rip) == b"OK"
+    assert client.ask(b"c").startswith(b"T05")
+    assert turned_away(boots[0].port)
+    assert client.ask(b"z0,%x,1" % rip) == b"OK"
+    connection.sendall(encode_packet(b"k"))
+    connection.close()
+    boots[0].end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

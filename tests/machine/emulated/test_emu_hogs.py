@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import select
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kernels.building import build_kernel
@@ -15,6 +18,7 @@ from xenlive.machine.emulated.lens import entries
 from xenlive.machine.emulated.lens.entries import Entries
 from xenlive.machine.emulated.lens.gdbpackets import encode_packet
 from xenlive.machine.emulated.lens.gdbserver import GdbServer
+from xenlive.machine.emulated.processor import vcpu
 from xenlive.machine.emulated.stop import SPIN
 from xenlive.machine.emulated.world import SLICE_BLOCKS, World
 
@@ -62,10 +66,11 @@ class Impatient:
     def unwatch(self, fd: int) -> None:
         """Nothing runs."""
 
-    def wait_for(self, fd: int, to_write: bool = False) -> None:
+    def wait_for(self, *fds: int, to_write: bool = False) -> list[int]:
         """Whoever would wait until something can be written is interrupted."""
         if to_write:
             raise Interrupted
+        return select.select(fds, [], [])[0]
 
 
 def test_a_debugger_that_takes_no_answers_can_be_interrupted() -> None:
@@ -114,6 +119,34 @@ def test_a_guest_of_costly_blocks_leaves_its_turn_to_others() -> None:
         assert 0 < guest.vcpu.blocks < SLICE_BLOCKS // 2
 
 
+def test_so_does_one_of_many_short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if an interrupt waited that it does not take: its runs are of some blocks each."""
+    monkeypatch.setattr(vcpu, "_RUN_MAX", 10)
+    zeros = small_guests.kernel("jmp 0x400000")
+    with World() as world:
+        guest = world.add_guest(memory_bytes=64 << 20)
+        guest.boot(build_kernel(zeros).read_bytes())
+        guest.vcpu.run(4000)
+        assert 0 < guest.vcpu.blocks < 3000
+
+
+def test_what_is_translated_has_a_bound() -> None:
+    """Code that runs once, for ever: its host's memory does not grow with it."""
+    zeros = small_guests.kernel("jmp 0x400000")
+    with World() as world:
+        guest = world.add_guest(memory_bytes=64 << 20)
+        guest.boot(build_kernel(zeros).read_bytes())
+        before_pages = resident_pages()
+        for _ in range(3):
+            world.step()
+        assert (resident_pages() - before_pages) * resource.getpagesize() < 220 << 20
+
+
+def resident_pages() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
 def test_a_signal_ends_the_middle_of_a_run() -> None:
     with World() as world:
         guest = world.add_guest(memory_bytes=16 << 20)
@@ -132,3 +165,19 @@ def test_a_signal_ends_the_middle_of_a_run() -> None:
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert 0 < guest.vcpu.blocks < 20
+
+
+def test_changes_of_a_scattered_memory_map_end_a_turn() -> None:
+    """A shared page that moves around costs milliseconds each time, in memory of many parts."""
+    moves = small_guests.kernel("1: share\n addl $16, %esp\n jmp 1b")
+    with World() as world:
+        guest = world.add_guest(memory_bytes=16 << 20)
+        guest.boot(build_kernel(moves).read_bytes())
+        world.step()
+        blocks = guest.vcpu.blocks
+        assert blocks > 10_000
+        for _ in range(200):
+            guest.vcpu.engine.effort.add_map_change(1600)
+        world.step()
+        assert guest.stop is None
+        assert 0 < guest.vcpu.blocks - blocks < 10

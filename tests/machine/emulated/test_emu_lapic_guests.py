@@ -179,3 +179,48 @@ def test_what_ends_a_guest(machines: Machines, icr: int, code: int) -> None:
     body = f"apic 0xf0, 0x1ff\n apic 0x300, {icr:#x}\n1: jmp 1b"
     ended = machines(IN_32_BITS + body).run_to_end()
     assert (ended.kind, ended.code) == (SHUTDOWN, code)
+
+
+def test_cr8_is_the_task_priority(machines: Machines) -> None:
+    """AMD64 APM volume 2, section 8.9.1: bits 7 to 4 of the APIC's register; above 15 is #GP."""
+    found = machines("""
+start:  enter_long_mode
+        call fill_idt
+        movl $0x1b, %ecx
+        movl $0xfee00d00, %eax                  /* x2APIC: its registers are MSRs */
+        xorl %edx, %edx
+        wrmsr
+        movl $0x80f, %ecx
+        movl $0x1ff, %eax
+        wrmsr
+        movl $4, %r9d
+        movq %r9, %cr8
+        movl $0x808, %ecx
+        rdmsr
+        movq %cr8, %r10
+        report %rax, %r10
+        movl $0x75, %eax
+        wrmsr
+        movq $-1, %r11
+        movq %cr8, %r11
+        report %r11, $0
+        movq $after, resume
+        movl $0x10, %r9d
+        movq %r9, %cr8
+after:  movq %cr8, %rbx
+        report %rbx, $0
+        movl $0x83f, %ecx                       /* an interrupt to itself waits for the priority */
+        movl $0x20, %eax
+        wrmsr
+        sti
+        nop
+        report $1, $1
+        movl $1, %ebx
+        movq %rbx, %cr8
+        nop
+        finish
+""").reports()
+    assert found[:2] == [(0x40, 4), (7, 0)]
+    assert found[2] == (13, 0)
+    assert found[6:8] == [(7, 0), (1, 1)]
+    assert found[8] == (0x20, 0)

@@ -227,6 +227,21 @@ def test_one_is_destroyed_and_the_other_sees_it(one_pair: Pair) -> None:
     assert answers[8:] == [0, 77, 0, 78, UNBOUND, 0, 0, BAD_DOMAIN, 0, 0, CLOSED]
 
 
+def test_the_id_of_a_dead_one_is_taken_while_its_page_is_mapped(one_pair: Pair) -> None:
+    """`complete_domain_destroy` comes with the last reference, which each mapping has one of."""
+    one_pair.boot("client", f"page 0;grant 9 0 {ACCESS};tell ready 1;wait;shutdown 0")
+    one_pair.boot("server", f"hear ready;hole 1;map 1 9 {HOST};send;nap 5000;unmap 1")
+    world, client = one_pair.world, one_pair.guests["client"]
+    world.run(until=lambda: client.stop is not None)
+    world.remove_guest(client)
+    assert client.domain.domid == 2
+    assert world.add_guest("other", MEMORY_BYTES).domain.domid == 3
+    world.remove_guest(world.guests[-1])
+    one_pair.run()
+    assert one_pair.results("server")[-1] == 0
+    assert world.add_guest("later", MEMORY_BYTES).domain.domid == 2
+
+
 def test_who_waits_for_a_dead_one_waits_for_ever(one_pair: Pair) -> None:
     one_pair.boot("server", "shutdown 0")
     one_pair.boot("client", "wait")

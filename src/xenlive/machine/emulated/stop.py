@@ -30,6 +30,8 @@ SPIN = "spin"
 STUCK = "stuck"
 #: The processor can't do what the guest asks (a task of 16 bits, say).
 UNSUPPORTED = "unsupported"
+#: Somebody else ended it, a debugger for one.
+KILLED = "killed"
 
 
 class GuestStop(XenliveError):

@@ -191,11 +191,23 @@ class World:
         """
         domid = self.store.new_domid()
         if domid is None:
-            domid = max((guest.domain.domid for guest in self.guests), default=FIRST_DOMID - 1) + 1
+            domid = max(self._domids_in_use(), default=FIRST_DOMID - 1) + 1
         guest = self.make_guest(domid, name, memory_bytes, sink, spin_limit)
         guest.domain.has_console_io = has_console_io
         self.guests.append(guest)
         return guest
+
+    def _domids_in_use(self) -> set[int]:
+        """Those of guests, and of domains that are gone while others still map their pages.
+
+        As in Xen, where such a domain keeps its id.
+        """
+        tables = {
+            mapped.table
+            for guest in self.guests
+            for mapped in guest.domain.mappings.mapped().values()
+        }
+        return {guest.domain.domid for guest in self.guests} | {each.domid for each in tables}
 
     def make_guest(
         self,

@@ -29,6 +29,7 @@ from xenlive.abi.start_info import XEN_HVM_START_MAGIC_VALUE
 from xenlive.errors import ImageError
 from xenlive.kexec.elf import KernelImage, analyse_kernel
 from xenlive.machine.emulated.lens.pages import used_ram
+from xenlive.machine.emulated.lens.symbols import CHAIN_FILES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,9 +49,8 @@ _FILE_MAX_BYTES = 256 << 20
 _SEARCHES_MAX = 64
 # A guest may fill its memory with what begins as a file does.
 _LOOKED_AT_MAX = 4096
-# What is kept of files that were found, in a chain without end, too; and of how many kernels of it.
+# What is kept of files that were found, in a chain without end, too.
 _FOUND_MAX_BYTES = 512 << 20
-_CHAIN_FILES_MAX = 32
 _FOUND_MAX = 512
 _FOUND = "a kernel in memory"
 _COMPARED = 64
@@ -225,10 +225,10 @@ class Entries:
     def _forget_files(self) -> None:
         """Of kernels long before, when they ran is kept, and the file is not."""
         chain = self._guest.chain
-        if len(chain) > _CHAIN_FILES_MAX:
-            old = len(chain) - _CHAIN_FILES_MAX - 1
+        if len(chain) > CHAIN_FILES_MAX:
+            old = len(chain) - CHAIN_FILES_MAX - 1
             chain[old] = (chain[old][0], b"")
-            self.entries[:] = self.entries[-_CHAIN_FILES_MAX:]
+            self.entries[:] = self.entries[-CHAIN_FILES_MAX:]
 
     def _which(self, address: int) -> Known:
         space, candidates = self._guest.domain.space, self._known[address]

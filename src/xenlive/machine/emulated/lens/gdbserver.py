@@ -9,7 +9,8 @@ debugger lets the guest go on: nobody else runs meanwhile, time stands still, an
 as if nothing had been.
 
 **Invariants.** Only this machine's processes can connect. A debugger that goes, or breaks off in
-the middle of anything, leaves a guest that runs as without one. There is one debugger at a time.
+the middle of anything, leaves a guest that runs as without one. There is one debugger at a time:
+another one is turned away at once, and the first does not notice.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Around(Protocol):
     def unwatch(self, fd: int) -> None:
         """Ends that."""
 
-    def wait_for(self, fd: int, to_write: bool = False) -> None:
-        """Waits until `fd` can be read, or written."""
+    def wait_for(self, *fds: int, to_write: bool = False) -> list[int]:
+        """Waits until one of `fds` can be read, or written: which of them."""
 
 
 class GdbServer:
@@ -77,7 +78,7 @@ class GdbServer:
     def _accept(self) -> None:
         self._socket, _ = self._listener.accept()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._around.unwatch(self._listener.fileno())
+        self._around.watch(self._listener.fileno(), self._on_newcomer)
         self._around.watch(self._socket.fileno(), self._on_input)
         self._stub = Stub(Target(self._guest, self._on_stop))
         self._serve()
@@ -98,25 +99,42 @@ class GdbServer:
     def _serve(self) -> None:
         """The debugger has the say, until it lets the guest run or goes."""
         while self._stub is not None and not self._stub.is_running and self._socket is not None:
-            self._around.wait_for(self._socket.fileno())
-            self._hear()
+            ready = self._around.wait_for(self._socket.fileno(), self._listener.fileno())
+            if self._listener.fileno() in ready:
+                self._turn_away()
+            else:
+                self._hear()
 
     def _on_input(self) -> None:
         self._hear()
         self._serve()
 
-    def _hear(self) -> None:
-        """Answers what has come."""
+    def _on_newcomer(self) -> None:
+        self._turn_away()
+        self._serve()
+
+    def _turn_away(self) -> None:
+        """Somebody wants to connect: not while the debugger that is here has not gone."""
+        while self._hear():
+            pass
+        if self._stub is not None:
+            self._listener.accept()[0].close()
+
+    def _hear(self) -> bool:
+        """Answers what has come; whether that was something, and there may be more."""
         if self._socket is None or self._stub is None:
-            return
+            return False
         try:
-            data = self._socket.recv(_RECEIVE_MAX)
+            data = self._socket.recv(_RECEIVE_MAX, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
         except OSError:
             data = b""
         if data:
             self._say(self._stub.receive(data))
         if not data or (self._stub is not None and self._stub.is_detached):
             self._drop()
+        return self._stub is not None
 
     def _say(self, data: bytes) -> None:
         # A debugger that takes no answers makes the guest wait, but not who ends the run.

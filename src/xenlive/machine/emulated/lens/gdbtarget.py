@@ -17,7 +17,7 @@ from xenlive.machine.emulated.lens.gdbregisters import registers
 from xenlive.machine.emulated.lens.report import name_at
 from xenlive.machine.emulated.processor.paging import PAGE_SIZE, NonCanonical, PageFault
 from xenlive.machine.emulated.processor.watches import READ, WRITE
-from xenlive.machine.emulated.stop import SHUTDOWN, GuestStop
+from xenlive.machine.emulated.stop import KILLED, GuestStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,9 +189,9 @@ class Target:
             self.remove_watchpoint(kind, address, size)
 
     def kill(self) -> None:
-        """Ends the guest, as if it had crashed."""
+        """Ends the guest, wherever it is."""
         self.let_go()
-        self._vcpu.ended = GuestStop(SHUTDOWN, "a debugger ended it")
+        self._vcpu.ended = GuestStop(KILLED, "by the debugger")
         self._vcpu.pause()
 
     def describe(self) -> list[str]:

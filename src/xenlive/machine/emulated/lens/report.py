@@ -23,6 +23,7 @@ Exit codes of `xenlive boot` are here, so that all who end a guest mean the same
 | 22 | hung: it waited for what could not come |
 | 23 | asked for what the emulator can't do |
 | 24 | ran for as long as it was allowed |
+| 26 | was killed by the debugger |
 
 **Invariants.** Making a report changes nothing and raises nothing, whatever state the guest left.
 """
@@ -52,6 +53,7 @@ _EXIT_OF_KIND = {
     stops.SPIN: 21,
     stops.STUCK: 22,
     stops.UNSUPPORTED: 23,
+    stops.KILLED: 26,
 }
 _REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft reset")
 _KINDS = {
@@ -59,6 +61,7 @@ _KINDS = {
     stops.SPIN: "spin",
     stops.STUCK: "hung",
     stops.UNSUPPORTED: "not supported",
+    stops.KILLED: "killed",
 }
 
 _HYPERCALL_BYTES = 3  # VMCALL, VMMCALL
@@ -124,7 +127,7 @@ def end_name(stop: GuestStop | None) -> str:
 
 def is_failure(stop: GuestStop | None) -> bool:
     """Whether an end is one that somebody has to look into."""
-    if stop is None:
+    if stop is None or stop.kind == stops.KILLED:
         return False
     return stop.kind != stops.SHUTDOWN or stop.code in (
         stops.SHUTDOWN_CRASH,

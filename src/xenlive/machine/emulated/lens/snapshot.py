@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 GUESTS_MAX = 64
 _FILES_MAX = 4096
+# Kernels that were entered: most of a long chain are a time alone.
+_CHAIN_MAX = 1 << 24
 
 _FILE = Whole(0, _FILES_MAX - 1)
 #: Of each guest what is needed to make it; the rest can be read only then.
@@ -74,7 +76,7 @@ _HEAD = Fields(
     spin_limit=Whole(1, 1 << 62),
     kernel=Maybe(_FILE),
     files=Listed(_FILE, _FILES_MAX, list),
-    chain=Listed(Row(TIME, _FILE), _FILES_MAX, list),
+    chain=Listed(Row(TIME, _FILE), _CHAIN_MAX, list),
     start_info=Maybe(U64),
     taken=Listed(Row(U64, U64), _FILES_MAX),
     stop=Maybe(Stop()),

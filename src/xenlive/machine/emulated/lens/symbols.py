@@ -27,6 +27,8 @@ _SYMBOLS_MAX = 500_000
 _PARTS_MAX = 4096
 # A symbol without a size (assembly) reaches to the next one, and no further than this.
 _REACH_MAX = 64 << 10
+#: Of a chain of kernels that may have no end, the files of so many, the last ones, are asked.
+CHAIN_FILES_MAX = 32
 # How much of the code is compared to know whether it is this image's.
 _COMPARED = 16
 # What a section of instructions is marked with.
@@ -198,7 +200,7 @@ def name_in_chain(
     one that is in charge now is asked whether its code is there; of those before nothing is left.
     With `in_code` only instructions have a name, and data none.
     """
-    n_entered = sum(since <= when_ns for since, _ in chain)
+    n_entered = bisect_right(chain, when_ns, key=lambda kernel: kernel[0])
     if 0 < n_entered < len(chain):
         found = symbols_of(chain[n_entered - 1][1]).find(address, in_code)
         if found is not None:
@@ -206,7 +208,7 @@ def name_in_chain(
     if chain and symbols_of(chain[-1][1]).has_no_content_at(address):
         found = symbols_of(chain[-1][1]).find(address, in_code)
         return f"{found[0]}+{found[1]:#x}" if found is not None else ""
-    images = [symbols_of(elf) for _, elf in reversed(chain)]
+    images = [symbols_of(elf) for _, elf in islice(reversed(chain), CHAIN_FILES_MAX)]
     images += [symbols_of(elf) for elf in files]
     return _name_address(images, address, read, in_code)
 

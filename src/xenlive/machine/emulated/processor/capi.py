@@ -29,6 +29,7 @@ INSN = {"in": 218, "out": 500, "syscall": 699, "sysenter": 700, "rdtsc": 608, "r
 # uc_ctl: the number, how many arguments (bit 26 on), and that it writes (bit 30).
 CTL_USE_EXITS, CTL_CPU_MODEL = 4 | 1 << 26 | 1 << 30, 7 | 1 << 26 | 1 << 30
 CTL_FORGET = 9 | 2 << 26 | 1 << 30
+CTL_TRANSLATIONS_SIZE = 13 | 1 << 26 | 1 << 30
 CTL_FLUSH_TB, CTL_FLUSH_TLB = 10 | 1 << 30, 11 | 1 << 30
 CPU_OPTERON_G5 = 34
 

@@ -10,6 +10,7 @@ at its start.
         + 144    lazy flags (merged into eflags between runs) and hflags
         + 184    es cs ss ds fs gs ldt tr gdt idt     24 bytes each: selector, base, limit, flags
         + 424    cr0 .. cr8             + 592 efer
+        + 624    mm0 .. mm7, or x87's registers
         + 4800   sysenter, star, lstar ...
         + 5384   error code of the last exception, dr0 .. dr7, SVM intercepts
 
@@ -56,6 +57,10 @@ _QUAD = {
 # Offsets in bytes.
 _EFLAGS, _HFLAGS, _HFLAGS_2, _SEGS, _SYSENTER_CS = 136, 176, 180, 184, 4800
 _HF2_NMI = 1 << 2
+#: Registers of the x87 unit and a place of its arithmetic: 16 bytes each, and 10 of them used. What
+#: is in the others was on the host's stack.
+FLOATS = (*range(624, 752, 16), 784)
+FLOAT_SIZE, FLOAT_SPACE = 10, 16
 ERROR_CODE, OLD_EXCEPTION, VMCB, INTERCEPT = 5384, 5496, 5504, 5520
 #: From here on there are only addresses of the host, of no use after a run.
 HOST_POINTERS = 5560
@@ -130,6 +135,11 @@ class CpuState:
     def general(self, number: int) -> int:
         """The general register that instructions call `number`: 0 is rax, 1 is rcx."""
         return self._quads[number]
+
+    def set_general(self, number: int, value: int) -> None:
+        """Sets the general register that instructions call `number`; all 64 bits of it."""
+        self._quads[number] = value
+        self._dirty = True
 
     @property
     def eflags(self) -> int:
@@ -246,10 +256,10 @@ class CpuState:
             self.set_segment(name, segment)
         self.set_privilege(0)
 
-    def _set_intercepts(self, vmcb: int, intercept: int, cr_writes: int) -> None:
+    def _set_intercepts(self, vmcb: int, intercept: int, cr_reads: int, cr_writes: int) -> None:
         """SVM's intercepts as VMRUN would set them; of all exceptions and debug registers."""
         self._quads[VMCB // 8] = vmcb
-        values = (intercept, 0, cr_writes, 0, 0xFF, 0xFFFFFFFF)
+        values = (intercept, cr_reads, cr_writes, 0, 0xFF, 0xFFFFFFFF)
         packed = struct.pack("<QHHHHI", *values)
         self._raw[INTERCEPT : INTERCEPT + len(packed)] = packed
         self._dirty = True

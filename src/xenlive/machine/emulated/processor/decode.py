@@ -16,14 +16,15 @@ MAX_LENGTH = 15
 
 # Opcodes; those of two bytes have 0x0f in front.
 INT3, INT, INTO, ICEBP, HLT = 0xCC, 0xCD, 0xCE, 0xF1, 0xF4
-GROUP_7, SYSCALL, CLTS, MOV_TO_CR, MOV_TO_DR = 0x0F01, 0x0F05, 0x0F06, 0x0F22, 0x0F23
+GROUP_7, SYSCALL, CLTS = 0x0F01, 0x0F05, 0x0F06
+MOV_FROM_CR, MOV_TO_CR, MOV_TO_DR = 0x0F20, 0x0F22, 0x0F23
 WRMSR, RDMSR, SYSENTER, CPUID = 0x0F30, 0x0F32, 0x0F34, 0x0FA2
 # Group 7 with these ModRM bytes.
 VMCALL, VMMCALL = 0xC1, 0xD9
 
 _LEGACY_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _ALONE = frozenset((INT3, INTO, ICEBP, HLT, SYSCALL, CLTS, WRMSR, RDMSR, SYSENTER, CPUID))
-_WITH_BYTE = frozenset((INT, GROUP_7, MOV_TO_CR, MOV_TO_DR))
+_WITH_BYTE = frozenset((INT, GROUP_7, MOV_FROM_CR, MOV_TO_CR, MOV_TO_DR))
 
 
 class Instruction(NamedTuple):

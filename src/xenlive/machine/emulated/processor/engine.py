@@ -45,6 +45,9 @@ from xenlive.machine.emulated.processor.breaks import Breaks
 from xenlive.machine.emulated.processor.counter import BlockCounter
 from xenlive.machine.emulated.processor.cpustate import (
     ERROR_CODE,
+    FLOAT_SIZE,
+    FLOAT_SPACE,
+    FLOATS,
     HOST_POINTERS,
     OLD_EXCEPTION,
     STATE_SIZE,
@@ -79,9 +82,13 @@ _MSR_AT = {
 _VMEXIT, _EXIT_WRITE_CR, _EXIT_WRITE_DR, _EXIT_EXCEPTION, _EXIT_MSR = 0x100, 0x10, 0x30, 0x40, 0x7C
 _EXIT_KIND = {0x72: exits.CPUID, 0x75: exits.SOFT_INTERRUPT, 0x78: exits.HALT}
 _EXITS_UNDEFINED = (0x88, 0x8A, 0x8B)  # icebp, monitor, mwait: CPUID has none of them
+_EXIT_READ_CR8 = 0x08
 _INTERCEPTS = sum(1 << code - 0x60 for code in (*_EXIT_KIND, *_EXITS_UNDEFINED, _EXIT_MSR))
-_CR_WRITES = 1 << 0 | 1 << 4
+_CR_READS, _CR_WRITES = 1 << 8, 1 << 0 | 1 << 4 | 1 << 8
 
+# What has been translated takes so much of the host's memory, then all of it is forgotten. Left to
+# itself Unicorn takes a GiB, which a guest fills with code that it runs once.
+_TRANSLATIONS_SIZE = 128 << 20
 #: Beyond this it is cheaper to translate everything again.
 _FORGET_MAX = 1 << 16
 
@@ -95,6 +102,7 @@ class Engine(CpuState):
         self._uc = ctypes.c_void_p()
         self._must(self._lib.uc_open(capi.ARCH_X86, capi.MODE_64, ctypes.byref(self._uc)), "start")
         self._control(capi.CTL_CPU_MODEL, capi.CPU_OPTERON_G5)
+        self._control(capi.CTL_TRANSLATIONS_SIZE, _TRANSLATIONS_SIZE)
         self._control(capi.CTL_USE_EXITS, 1)
         #: The registers of x87 and SSE.
         self.floats = FloatRegisters(self._lib, self._uc, self._commit, self._load)
@@ -239,6 +247,8 @@ class Engine(CpuState):
             self._end_run(Exit(_EXIT_KIND[code]))
         elif code == _EXIT_MSR:
             self._end_run(Exit(exits.READ_MSR))
+        elif code == _EXIT_READ_CR8:
+            self._end_run(Exit(exits.READ_CR, 8))
         elif _EXIT_WRITE_CR <= code < _EXIT_WRITE_CR + 16:
             self._end_run(Exit(exits.WRITE_CR, code - _EXIT_WRITE_CR))
         elif _EXIT_WRITE_DR <= code < _EXIT_WRITE_DR + 16:
@@ -403,11 +413,11 @@ class Engine(CpuState):
 
     def run_past_write_cr(self) -> Exit:
         """Lets the instruction of a WRITE_CR exit happen. BUDGET if nothing came of it."""
-        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, 0)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, 0)
         try:
             return self.run(1, passes=True)
         finally:
-            self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+            self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, _CR_WRITES)
 
     def limit(self, blocks: int) -> None:
         """From a hook: no more than `blocks` further blocks in this run, which ends with BUDGET."""
@@ -444,13 +454,15 @@ class Engine(CpuState):
         """The state in which a PVH kernel is entered, but for RIP and RBX."""
         self._raw[:] = self._pristine
         self._set_pvh_entry()
-        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_WRITES)
+        self._set_intercepts(VMCB_ADDRESS, _INTERCEPTS, _CR_READS, _CR_WRITES)
         self._mappings.is_stale = True
 
     def save(self) -> bytes:
         """The whole state of the processor, memory apart. The same state gives the same bytes."""
         saved = bytearray(self._raw)
         saved[HOST_POINTERS:] = bytes(STATE_SIZE - HOST_POINTERS)
+        for at in FLOATS:
+            saved[at + FLOAT_SIZE : at + FLOAT_SPACE] = bytes(FLOAT_SPACE - FLOAT_SIZE)
         return bytes(saved)
 
     def restore(self, saved: bytes) -> None:

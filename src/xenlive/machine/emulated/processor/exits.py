@@ -17,6 +17,7 @@ HALT = "halt"
 CPUID = "cpuid"
 READ_MSR = "rdmsr"
 WRITE_MSR = "wrmsr"
+READ_CR = "read-cr"  # vector is the register's number, which is 8
 WRITE_CR = "write-cr"  # vector is the register's number; clts and lmsw arrive as 0
 WRITE_DR = "write-dr"  # vector is the register's number
 SYSCALL = "syscall"

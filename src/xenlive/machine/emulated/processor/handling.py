@@ -67,6 +67,7 @@ HYPERCALL_NS = 500
 _EXCEPTION_BLOCKS = 200  # what an exception counts for as spinning: it costs about as much time
 
 _HYPERCALL_IRET = 23
+_CR8 = 8
 _RET = b"\xc3"
 _EPERM = 1
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
@@ -130,6 +131,7 @@ class ExitHandler(Processor):
             exits.CPUID: self._on_cpuid,
             exits.READ_MSR: self._on_read_msr,
             exits.WRITE_MSR: self._on_write_msr,
+            exits.READ_CR: self._on_read_cr8,
             exits.WRITE_CR: self._on_write_cr,
             exits.WRITE_DR: self._on_write_dr,
             exits.SYSCALL: self._on_syscall,
@@ -323,7 +325,20 @@ class ExitHandler(Processor):
         self.engine.wrote(gfn * PAGE_SIZE, PAGE_SIZE)
         return True
 
+    def _on_read_cr8(self, _: Exit) -> None:
+        instruction = self._instruction()
+        self.engine.set_general(instruction.register, self.apic.task_priority)
+        self._skip(instruction.length)
+
+    def _on_write_cr8(self) -> None:
+        instruction = self._instruction()
+        self.apic.task_priority = intercepts.cr8_of(self.engine, instruction)
+        self._skip(instruction.length)
+
     def _on_write_cr(self, cause: Exit) -> None:
+        if cause.vector == _CR8:
+            self._on_write_cr8()
+            return
         intercepts.check_write_cr(self.engine, self._instruction())
         found = self.engine.run_past_write_cr()
         self._account()

@@ -112,6 +112,16 @@ def check_write_cr(cpu: CpuState, instruction: Instruction) -> None:
         _check_cr4(cpu, value)
 
 
+def cr8_of(cpu: CpuState, instruction: Instruction) -> int:
+    """The task priority that `instruction` moves to CR8; Fault if it can't be one."""
+    value = cpu.general(instruction.register)
+    if cpu.code_bits != 64:
+        value &= _MASK32
+    if value >> 4:
+        raise _refuse()
+    return value
+
+
 def _check_cr0(cpu: CpuState, value: int) -> None:
     turns_paging_on = value & CR0_PG and not cpu.reg("cr0") & CR0_PG
     if (

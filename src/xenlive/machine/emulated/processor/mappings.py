@@ -104,6 +104,7 @@ class Mappings:
         self._lib.uc_mem_regions(self._uc, ctypes.byref(regions), ctypes.byref(count))
         known = [(regions[i].begin, regions[i].end + 1) for i in range(count.value)]
         self._lib.uc_free(regions)
+        self._effort.add_map_change(len(known))
         if len(known) > _PARTS_MAX:
             raise GuestStop(UNSUPPORTED, f"its memory is in more than {_PARTS_MAX} parts")
         return [(max(a, address), min(b, end)) for a, b in known if a < end and address < b]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xenlive.machine.emulated.processor import exits
 from xenlive.machine.emulated.processor.debugging import Points
 from xenlive.machine.emulated.processor.delivery import Event
-from xenlive.machine.emulated.processor.effort import EXIT_BLOCKS
+from xenlive.machine.emulated.processor.effort import EXIT_BLOCKS, Turn
 from xenlive.machine.emulated.processor.engine import Engine
 from xenlive.machine.emulated.processor.exits import EngineHooks
 from xenlive.machine.emulated.processor.handling import ExitHandler, HypercallRecord
@@ -133,6 +133,7 @@ class Vcpu(ExitHandler):
         self.blocks = 0
         #: Breakpoints and steps.
         self.points = Points(self.engine.breaks, self.engine.watches)
+        self._turn = Turn()
         self._held_back = 0
         self._tsc_ns = self._skipped = 0
         self._deadline_ns: int | None = None
@@ -209,6 +210,7 @@ class Vcpu(ExitHandler):
             return RUN_ENDED
         end = self.blocks + max_blocks
         self._end = end if self._end is None else min(end, self._end)
+        self._turn.begin()
         try:
             state = self._run()
         except GuestStop as stop:
@@ -381,9 +383,8 @@ class Vcpu(ExitHandler):
             self._end -= self._skipped
         self.clock.advance(executed * BLOCK_NS + self._tsc_ns)
         self._quiet_blocks += executed
-        effort = self.engine.effort
-        self._quiet_blocks += effort.counted_blocks
-        if effort.is_too_much:
+        self._quiet_blocks += self._turn.add(self.engine.effort)
+        if self._turn.is_too_much:
             self._end = self.blocks  # others want their turn
         if self._quiet_blocks > self.spin_limit and not is_open:
             many = f"{self._quiet_blocks} blocks of code, or in what costs as much"
