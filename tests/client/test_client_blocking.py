@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,8 @@ def served(handler: Handler, *, timeout_s: float | None = None) -> Iterator[Xens
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
-        with theirs, theirs.makefile("rb") as stream:
+        # The client may leave before it heard all.
+        with suppress(BrokenPipeError), theirs, theirs.makefile("rb") as stream:
             while len(header := stream.read(16)) == 16:
                 type, request_id, transaction, length = xs_wire.XSD_SOCKMSG.unpack(header)
                 for kind, payload in handler(type, transaction, stream.read(length)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from differential.__main__ import PEERS, PLAIN, run
+from differential.__main__ import KNOWN, PEERS, PLAIN, run
 from differential.comparing import Outcome, compare, shrink
 from differential.known_c import C_4_17
 from differential.ours import OurPeer
@@ -17,6 +17,7 @@ from differential.steps import Step, sequence
 
 from xenlive.abi.xs_wire import XS_READ, XS_WRITE
 
+PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 LENGTH = 200
 #: Fewer would hardly meet: what differs at once ends a sequence.
 COMPARED_AT_LEAST = LENGTH * 2
@@ -35,6 +36,14 @@ def test_ours_says_what_debians_say(
         assert outcome.finding is None, f"seed {seed}: {outcome.finding}"
         compared += outcome.compared
     assert compared >= COMPARED_AT_LEAST
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_the_page_has_each_difference(peer: str) -> None:
+    heading = {"c": "the C daemon 4.17", "ocaml": "the OCaml daemon 4.17"}[peer]
+    section = PAGE.read_text().partition(f"## Sequences, {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
+    assert sorted(rows[1:]) == sorted(each.name for each in KNOWN[peer])
 
 
 def test_a_sequence_is_its_seed() -> None:

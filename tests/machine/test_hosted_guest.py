@@ -91,7 +91,7 @@ def test_its_watches_fire_for_others_and_theirs_for_it(guest: FakeGuest, dom0: X
 
 
 def test_messages_longer_than_the_ring_go_through_both_ways(guest: FakeGuest) -> None:
-    value = bytes(range(256)) * 8
+    value = bytes(range(256)) * 7
     for _ in range(3):
         assert guest.ask(XS_WRITE, b"data/big", value=value) == b"OK\0"
         assert guest.ask(XS_READ, b"data/big") == value
