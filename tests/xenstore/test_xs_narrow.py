@@ -30,13 +30,16 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "value": ("store.py:Node", STORE, TRANSACTION, TX_NODE, "transaction.py:LogEntry", READER),
     "perms": ("store.py:Node", STORE, TRANSACTION, TX_NODE, "transaction.py:LogEntry", READER),
     "generation": ("store.py:Node", STORE, TRANSACTION, TX_NODE, READER),
-    "children": ("store.py:Node", STORE, READER),
-    "children_bytes": ("store.py:Node", STORE, TX_NODE, READER),
+    "directory": ("store.py:Node", STORE, READER),
+    "paths": ("store.py:Directory", STORE),
+    "names_bytes": ("store.py:Directory",),
+    "children_bytes": (TX_NODE,),
     # of the store
     "nodes": (STORE, TRANSACTION),
     "special": (STORE, READER),
     "domains": (STORE, READER),
     "pins": (STORE,),
+    "birth": (STORE,),
     # of watches, and of connections' own
     "by_path": (WATCHES,),
     "count": (WATCHES,),

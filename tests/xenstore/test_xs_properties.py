@@ -135,13 +135,14 @@ def test_large_directories_are_not_copied() -> None:
     for number in range(3000):
         client.ask(XS_MKDIR, b"/big/%d\0" % number)
     big = client.server.store.nodes[b"/big"]
-    children_before = big.children
+    assert big.directory is not None
+    children_before = big.directory.paths
     client.ask(XS_MKDIR, b"/big/one-more\0")
     client.ask(XS_TRANSACTION_START, b"\0")
     client.ask(XS_MKDIR, b"/big/two-more\0", 1)
     assert client.ask(XS_TRANSACTION_END, b"T\0", 1) == b"OK\0"
-    assert big.children is children_before
-    assert len(big.children or ()) == 3002
+    assert big.directory.paths is children_before
+    assert len(children_before) == 3002
 
 
 def replies_of(pieces: list[bytes]) -> bytes:

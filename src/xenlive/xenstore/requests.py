@@ -108,7 +108,7 @@ def do_directory_part(
     offset = atoi(number)
     if not 0 <= offset < node.children_bytes:
         return generation + b"\0"
-    names = node.listing or node.list_names()
+    names = node.list_names()
     room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
     if len(names) - offset <= room:
         return generation + names[offset:] + b"\0"

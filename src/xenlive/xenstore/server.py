@@ -206,12 +206,10 @@ class XenstoreServer(State):
                 elif kind == XS_DIRECTORY:
                     node = nodes.get(data[body : end - 1])
                     if node is not None and not data[end - 1]:
-                        length = node.children_bytes
-                        if length <= XENSTORE_PAYLOAD_MAX:
-                            names = node.listing
-                            if names is None:
-                                names = node.list_names()
-                            out.append(data[start : start + 12] + _U32(length) + names)
+                        directory = node.directory
+                        if directory is None or directory.names_bytes <= XENSTORE_PAYLOAD_MAX:
+                            names = node.list_names()
+                            out.append(data[start : start + 12] + _U32(len(names)) + names)
                             start = end
                             body = end + 16
                             continue

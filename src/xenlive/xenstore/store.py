@@ -1,11 +1,11 @@
 """The store: nodes by full path, and the one narrow place through which each of them changes.
 
 Specification: Xen `docs/misc/xenstore.txt`. One dict maps the full path to the node. A node knows
-the full paths of its children (an ordered dict without values), so a directory is listed in the
-order its entries were made and gains or loses one at a price that does not depend on how many it
-has; and each path is one object, held twice.
+the full paths of its children in the order they were made, if it has any (`Directory`): a short
+list, or an ordered dict without values, so that what it costs to gain or lose one does not depend
+on how many there are; and each path is one object, held twice.
 
-    nodes = { b"/": Node(children {b"/tool"}), b"/tool": Node(children {b"/tool/xenstored"}), … }
+    nodes = { b"/": Node(directory [b"/tool"]), b"/tool": Node(directory [b"/tool/xenstored"]), … }
 
 Each change, whoever asked for it, is one of `put_value`, `put_perms`, `create` and `remove` (a
 transaction keeps its own list of these four and runs it when it is committed) or `add_domain`;
@@ -14,9 +14,11 @@ transaction keeps its own list of these four and runs it when it is committed) o
 **Invariants.** The parent of each node exists and lists it. A node comes after its parent in
 `nodes` (it was made later), so the dict's order is the order of a state stream. `generation`
 counts changes; a node has the number of its last one, and a node that gains or loses a child has
-changed. The nodes of a loaded store share its first one, which is larger than any of an earlier
-kernel (`XenstoreServer.fresh_generation`). A node's children dict is replaced, not changed, while a
-transaction has it pinned.
+changed. A new node has `birth`, the number when last something was removed or a domain came: none
+that was at its path before had it, no domain is younger, and many nodes share one int, which is a
+tenth of what a node takes. The nodes of a loaded store share its first one, which is larger than
+any of an earlier kernel (`XenstoreServer.fresh_generation`). The paths of a directory are replaced,
+not changed, while a transaction has them pinned.
 
 Why not a tree of nodes: clients name full paths, and one lookup is cheaper than five.
 """
@@ -36,47 +38,115 @@ if TYPE_CHECKING:
 
     from xenlive.xenstore.changes import Journal
 
+    Paths = list[bytes] | dict[bytes, None]
 
-class Node:
-    """Value, permissions (see `perms`), generation and the paths of the children, if any.
 
-    `children_bytes` is what the children's names, each with a NUL, take; `listing` is those bytes,
-    DIRECTORY's reply, once somebody has asked for it and until a child comes or goes.
+#: A directory of so many is a list: a fifth of the memory, and a path is soon found in it.
+SMALL_DIRECTORY = 256
+
+
+class Directory:
+    """The children of a node that has some: `paths`, oldest first.
+
+    `names_bytes` is what their names, each with a NUL, take; `listing` is those bytes, DIRECTORY's
+    reply, once somebody has asked for it and until a child comes or goes.
     """
 
-    __slots__ = ("children", "children_bytes", "generation", "listing", "perms", "value")
+    __slots__ = ("listing", "names_bytes", "paths")
+
+    def __init__(self, paths: Paths, names_bytes: int) -> None:
+        self.paths = paths
+        self.names_bytes = names_bytes
+        self.listing: bytes | None = None
+
+    def link(self, path: bytes, name_bytes: int) -> None:
+        """Adds a child whose name and its NUL are so many bytes."""
+        self.names_bytes += name_bytes
+        self.listing = None
+        paths = self.paths
+        if isinstance(paths, dict):
+            paths[path] = None
+        elif len(paths) < SMALL_DIRECTORY:
+            paths.append(path)
+        else:
+            self.paths = dict.fromkeys(paths)
+            self.paths[path] = None
+
+    def unlink(self, path: bytes, name_bytes: int) -> None:
+        """Takes one away."""
+        self.names_bytes -= name_bytes
+        self.listing = None
+        if isinstance(self.paths, dict):
+            del self.paths[path]
+        else:
+            self.paths.remove(path)
+
+
+class Node:
+    """Value, permissions (see `perms`), generation, and what is below, if anything."""
+
+    __slots__ = ("directory", "generation", "perms", "value")
 
     def __init__(self, value: bytes, node_perms: bytes, generation: int) -> None:
         self.value = value
         self.perms = node_perms
         self.generation = generation
-        self.children: dict[bytes, None] | None = None
-        self.children_bytes = 0
-        self.listing: bytes | None = None
+        self.directory: Directory | None = None
+
+    @property
+    def children_bytes(self) -> int:
+        """What the children's names take, each with a NUL."""
+        return 0 if self.directory is None else self.directory.names_bytes
 
     def paths(self) -> Iterable[bytes]:
         """The children's paths, oldest first."""
-        return self.children or ()
+        return () if self.directory is None else self.directory.paths
 
     def list_names(self) -> bytes:
         """The children's names, each with a NUL, as DIRECTORY replies them."""
-        paths = list(self.paths())
-        if not paths:
+        directory = self.directory
+        if directory is None:
             return b""
-        cut = paths[0].rfind(b"/") + 1
-        self.listing = b"\0".join([path[cut:] for path in paths]) + b"\0"
-        return self.listing
+        if directory.listing is None:
+            directory.listing = join_names(directory.paths)
+        return directory.listing
+
+    def add_child(self, path: bytes) -> None:
+        """Adds a child that is not there; what else changes with it is the caller's."""
+        name_bytes = len(path) - path.rfind(b"/")
+        if self.directory is None:
+            self.directory = Directory([path], name_bytes)
+        else:
+            self.directory.link(path, name_bytes)
+
+
+def join_names(paths: Iterable[bytes]) -> bytes:
+    """The last names of paths that differ in nothing else, each with a NUL."""
+    paths = list(paths)
+    if not paths:
+        return b""
+    cut = paths[0].rfind(b"/") + 1
+    return b"\0".join([path[cut:] for path in paths]) + b"\0"
 
 
 class Store:
     """All nodes, the special ones, and which domains exist since when."""
 
-    __slots__ = ("accounts", "domains", "generation", "journal", "nodes", "pins", "special")
+    __slots__ = (
+        "accounts",
+        "birth",
+        "domains",
+        "generation",
+        "journal",
+        "nodes",
+        "pins",
+        "special",
+    )
 
     def __init__(self, generation: int = 0) -> None:
         self.journal: Journal | None = None
         self.accounts = Accounts(XENSTORE_FEATURES)
-        self.generation = generation
+        self.generation = self.birth = generation
         self.domains: dict[int, int] = {0: 0}
         self.nodes: dict[bytes, Node] = {b"/": Node(b"", perms.make(("n", 0)), generation)}
         self.special: dict[bytes, Node] = {}
@@ -127,7 +197,7 @@ class Store:
         """Makes the node at `path`, which is not there yet while its parent is."""
         self.generation += 1
         self._link(path)
-        node = self.nodes[path] = Node(value, node_perms, self.generation)
+        node = self.nodes[path] = Node(value, node_perms, self.birth)
         if node_perms is not OWN:
             self.accounts.add_node(path, node, 1)
         if self.journal is not None:
@@ -142,6 +212,7 @@ class Store:
             if node.perms is not OWN:
                 self.accounts.add_node(each, node, -1)
         self.generation += 1
+        self.birth = self.generation
         self._unlink(path)
         if self.journal is not None:
             self.journal((changes.REMOVE, path))
@@ -153,9 +224,9 @@ class Store:
         while todo:
             each = todo.pop()
             found.append(each)
-            children = self.nodes[each].children
-            if children:
-                todo.extend(children)
+            directory = self.nodes[each].directory
+            if directory is not None:
+                todo.extend(directory.paths)
         # A node came before its children and its last child first: backwards it is the C
         # daemon's order, first child first and a node after all below it.
         found.reverse()
@@ -165,7 +236,7 @@ class Store:
         """Says that a domain exists from now on: no permission older than this is meant for it."""
         if domid not in self.domains:
             self.generation += 1
-            self.domains[domid] = self.generation
+            self.domains[domid] = self.birth = self.generation
             if domid:
                 self.accounts.open(domid)
             if self.journal is not None:
@@ -208,15 +279,16 @@ class Store:
             return node.perms
         return perms.without_stale(node.perms, node.generation, self.domains)
 
-    def pin_children(self, node: Node) -> dict[bytes, None] | None:
+    def pin_children(self, node: Node) -> Paths | None:
         """The paths of the children as they are now, which will not change until unpinned."""
-        if node.children is not None:
-            self.pins[node] = self.pins.get(node, 0) + 1
-        return node.children
+        if node.directory is None:
+            return None
+        self.pins[node] = self.pins.get(node, 0) + 1
+        return node.directory.paths
 
-    def unpin_children(self, node: Node, children: dict[bytes, None] | None) -> None:
+    def unpin_children(self, node: Node, paths: Paths | None) -> None:
         """Gives back what `pin_children` gave; what was replaced since is pinned no more."""
-        if children is None or node.children is not children:
+        if paths is None or node.directory is None or node.directory.paths is not paths:
             return
         count = self.pins[node] - 1
         if count:
@@ -229,10 +301,10 @@ class Store:
         problems = []
         for path, node in self.nodes.items():
             parent = self.nodes.get(parent_of(path))
-            if path != b"/" and (parent is None or path not in (parent.children or ())):
+            if path != b"/" and (parent is None or path not in parent.paths()):
                 problems.append(f"{path.decode()} is not in its parent")
             size = 0
-            for child in node.children or ():
+            for child in node.paths():
                 size += len(child) - child.rfind(b"/")
                 if child not in self.nodes:
                     problems.append(f"{child.decode()} is not there")
@@ -241,25 +313,22 @@ class Store:
         return problems
 
     def _link(self, path: bytes) -> None:
-        cut = path.rfind(b"/")
-        parent = self.nodes[path[:cut] or b"/"]
+        parent = self.nodes[path[: path.rfind(b"/")] or b"/"]
         if self.pins:
             self._release_pinned(parent)
-        if parent.children is None:
-            parent.children = {path: None}
-        else:
-            parent.children[path] = None
-        self._touch_directory(parent, len(path) - cut)
+        parent.add_child(path)
+        self._touch_directory(parent, len(path) - path.rfind(b"/"))
 
     def _unlink(self, path: bytes) -> None:
         cut = path.rfind(b"/")
         parent = self.nodes[path[:cut] or b"/"]
         if self.pins:
             self._release_pinned(parent)
-        if parent.children is not None:
-            del parent.children[path]
-            if not parent.children:
-                parent.children = None
+        directory = parent.directory
+        if directory is not None:
+            directory.unlink(path, len(path) - cut)
+            if not directory.paths:
+                parent.directory = None
         self._touch_directory(parent, cut - len(path))
 
     def _set_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
@@ -269,8 +338,6 @@ class Store:
             self.accounts.add_node(path, node, 1)
 
     def _touch_directory(self, parent: Node, more_bytes: int) -> None:
-        parent.children_bytes += more_bytes
-        parent.listing = None
         if parent.perms is not OWN:
             if len(parent.perms) != 4:
                 parent.perms = self.fresh_perms(parent)
@@ -280,7 +347,7 @@ class Store:
         parent.generation = self.generation
 
     def _release_pinned(self, node: Node) -> None:
-        """Gives a node its own children if a transaction looks at the ones it has."""
-        if node in self.pins and node.children is not None:
-            node.children = dict(node.children)
+        """Gives a node paths of its own if a transaction looks at the ones it has."""
+        if node in self.pins and node.directory is not None:
+            node.directory.paths = node.directory.paths.copy()
             del self.pins[node]

@@ -53,7 +53,7 @@ from xenlive.xenstore import perms
 from xenlive.xenstore.connection import Connection, Ring
 from xenlive.xenstore.paths import PATH_BYTES, canonical, valid_name
 from xenlive.xenstore.quota import Quotas
-from xenlive.xenstore.store import Node, Store
+from xenlive.xenstore.store import Directory, Node, Store
 from xenlive.xenstore.watches import Watch, Watches
 
 TYPE_CHECKING = False
@@ -362,8 +362,7 @@ class _Reader:
             node.value = data[value_at:value_end]
             node.perms = node_perms
             node.generation = generation
-            node.children = node.listing = None
-            node.children_bytes = 0
+            node.directory = None
             cut = path.rfind(b"/")
             if cut < 0 or cut + 2 == path_len:
                 self._add_odd_node(path, node)
@@ -371,12 +370,11 @@ class _Reader:
             parent = nodes.get(path[:cut] or b"/")
             if parent is None or path in nodes or path_len > _NODE_PATH_LIMIT:
                 raise self.fail("state-bad-node", "no parent, too long, or there twice", path)
-            children = parent.children
-            if children is None:
-                parent.children = {path: None}
+            directory = parent.directory
+            if directory is None:
+                parent.directory = Directory([path], path_len - cut - 1)
             else:
-                children[path] = None
-            parent.children_bytes += path_len - cut - 1
+                directory.link(path, path_len - cut - 1)
             nodes[path] = node
         if end - offset >= 4 and data[offset : offset + 4] == _NODE_TYPE:
             self.offset = offset
@@ -391,8 +389,9 @@ class _Reader:
     def _validate_names(self) -> None:
         """All paths at once: one by one it would be a tenth of the time a load takes."""
         for node in self.store.nodes.values():
-            if node.children and b"".join(node.children).translate(None, PATH_BYTES):
-                for path in node.children:
+            directory = node.directory
+            if directory and b"".join(directory.paths).translate(None, PATH_BYTES):
+                for path in directory.paths:
                     if path.translate(None, PATH_BYTES):
                         self.offset = self.data.find(path)
                         raise self.fail("state-bad-node", "a name that no path may have", path)
@@ -401,7 +400,7 @@ class _Reader:
         """The root, which is there already, or a special node."""
         if path == b"/":
             root = self.store.nodes[path]
-            if root.children is not None or self.root_seen:
+            if root.directory is not None or self.root_seen:
                 raise self.fail("state-bad-node", "the root is not first, or comes twice")
             self.root_seen = True
             root.value = node.value

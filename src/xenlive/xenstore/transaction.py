@@ -24,7 +24,7 @@ from xenlive.xenstore.changes import CREATE, PERMS, REMOVE, VALUE
 from xenlive.xenstore.paths import parent_of
 from xenlive.xenstore.perms import all_as_old, owner_of
 from xenlive.xenstore.quota import MEMORY, TRANSACTIONS, TX_NODES
-from xenlive.xenstore.store import Node
+from xenlive.xenstore.store import Node, join_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from xenlive.xenstore.accounts import Account
     from xenlive.xenstore.changes import Change
-    from xenlive.xenstore.store import Store
+    from xenlive.xenstore.store import Paths, Store
 
     Event = tuple[bytes, bool, bytes | None]
 
@@ -66,13 +66,17 @@ class LogEntry:
 class TxNode(Node):
     """A node as one transaction sees it; `seen` is the generation outside at the first look."""
 
+    children_bytes: int
+
     __slots__ = (
         "added",
         "base",
         "base_children",
+        "children_bytes",
         "event_below",
         "event_here",
         "exists",
+        "listing",
         "old_perms",
         "removed",
         "seen",
@@ -86,7 +90,7 @@ class TxNode(Node):
             self.generation = self.seen = _MISSING
             self.children_bytes = 0
             self.exists = False
-            self.base_children = None
+            self.base_children: Paths | None = None
             self.old_perms: bytes | None = None
         else:
             self.value = base.value
@@ -95,7 +99,7 @@ class TxNode(Node):
             self.children_bytes = base.children_bytes
             self.exists = True
             self.base_children = store.pin_children(base)
-        self.listing = None
+        self.listing: bytes | None = None
         self.added: dict[bytes, None] | None = None
         self.removed: set[bytes] | None = None
         self.event_here = False
@@ -108,6 +112,11 @@ class TxNode(Node):
             removed = self.removed
             kept = [path for path in kept if path not in removed]
         return [*kept, *self.added] if self.added else kept
+
+    def list_names(self) -> bytes:
+        if self.listing is None:
+            self.listing = join_names(self.paths())
+        return self.listing
 
     def link(self, path: bytes) -> None:
         """Adds a child, which is not there."""

@@ -98,6 +98,7 @@ _CONNECTION = Fields(
 )
 _STORE = Fields(
     generation=_COUNT,
+    birth=_COUNT,
     domains=Table(_DOMID, _COUNT, 1 << 16),
     introduced=Listed(_DOMID, 1 << 16, set, is_ordered=False),
     nodes=Listed(_NODE, _MANY),
@@ -118,6 +119,7 @@ def save_store(world: World) -> Any:
     return _STORE.save(
         {
             "generation": store.generation,
+            "birth": store.birth,
             "domains": store.domains,
             "introduced": server.introduced,
             "nodes": _node_rows(store, store.nodes),
@@ -177,7 +179,7 @@ def _transaction_fields(store: Store, transaction: Transaction) -> dict[str, Any
     for path, node in transaction.nodes.items():
         now = store.find(path)
         children = node.base_children
-        is_shared = children is not None and now is not None and now.children is children
+        is_shared = children is not None and now is not None and now.paths() is children
         nodes[path] = {
             "seen": node.seen,
             "generation": node.generation,
@@ -208,6 +210,9 @@ class LoadedStore:
         self._at = at
         self.store = Store(self._fields["generation"])
         self.store.domains = self._fields["domains"]
+        birth = self.store.birth = self._fields["birth"]
+        if not max(self.store.domains.values(), default=0) <= birth <= self.store.generation:
+            raise at.down("birth").fail("a generation since the last domain came", birth)
         self._load_nodes()
         self.transactions = [
             {n: self._transaction(f, at.down(f"connections.{i}.transactions.{n}")) for n, f in all_}
@@ -228,9 +233,7 @@ class LoadedStore:
                 raise at.down(index).fail("a path below one before it", path)
             store.nodes[path] = Node(value, node_perms, generation)
             if parent is not None:
-                parent.children = parent.children or {}
-                parent.children[path] = None
-                parent.children_bytes += len(path) - path.rfind(b"/")
+                parent.add_child(path)
         for path, value, node_perms, generation in self._fields["special"]:
             if path[:1] != b"@":
                 raise self._at.down("special").fail("a special node", path)
@@ -256,9 +259,9 @@ class LoadedStore:
         node.perms, node.old_perms = fields["perms"] or b"", fields["old_perms"]
         if (node.exists and not node.perms) or (node.seen >= 0 and node.old_perms is None):
             raise at.fail("a node with permissions", node.perms)
-        node.children_bytes, node.children, node.listing = fields["children_bytes"], None, None
+        node.children_bytes, node.listing = fields["children_bytes"], None
         now = self.store.find(path) if fields["is_shared"] else None
-        if fields["is_shared"] and (now is None or now.children is None):
+        if fields["is_shared"] and (now is None or now.directory is None):
             raise at.fail("a node with children", path)
         node.base = now
         if now is not None:
