@@ -1,7 +1,7 @@
 """Where attacks are played: a server with domain 0, guests on shared pages, and one bystander.
 
-**Invariants.** Nothing here depends on time or chance. `unharmed` holds whatever a guest did: domain
-0 and the bystander are answered, the tree is whole, and accounts say what is really there.
+**Invariants.** Nothing here depends on time or chance. `unharmed` holds whatever a guest did:
+domain 0 and the bystander are answered, the tree is whole, accounts say what is really there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.peer = OurPeer()
+        self._lines: dict[int, CoreRing] = {}
         self.scene = Scene(self.peer)
         self.dom0 = self.peer.open_socket()
         self.bystander = self.guest(BYSTANDER)
@@ -55,7 +56,12 @@ class Stage:
         """A new domain, introduced, with a home that it owns."""
         line = self.scene.guest(domid)
         assert isinstance(line, CoreRing)
+        self._lines[domid] = line
         return line
+
+    def line(self, domid: int) -> CoreRing:
+        """The guest of a domain id, the last one that was made."""
+        return self._lines[domid]
 
     def conn(self, domid: int) -> Connection:
         """The server's end of a guest's connection."""
@@ -93,14 +99,16 @@ class Stage:
         """How many bytes a domain pays for, less the answers that wait for it."""
         return self.server.store.accounts.open(domid).used[MEMORY]
 
-    def fill(self, party: Party, prefix: bytes = b"n") -> int:
-        """Makes nodes until one is refused; how many were made."""
-        for number in itertools.count():
-            reply = self.ask(party, XS_MKDIR, prefix + b"%d/x\0" % number)
-            if isinstance(reply, str):
-                assert reply == "ENOSPC"
-                return number
-        raise AssertionError
+    def fill(self, domid: int) -> None:
+        """Has a guest make nodes, in directories that are not too large, until it has its quota."""
+        line = self.line(domid)
+        quota = self.server.store.accounts.open(domid).quotas["nodes"]
+        number = 0
+        while self.nodes_of(domid) < quota:
+            path = b"d%d/%d\0" % (number // 90, number)
+            assert self.ask(line, XS_MKDIR, path) in (OK, "ENOSPC")
+            number += 1
+        assert self.ask(line, XS_MKDIR, b"over\0") == "ENOSPC"
 
     def push(self, line: CoreRing, domid: int, data: bytes) -> bytes:
         """Puts requests into a ring without ever taking an answer out; what did not go in."""

@@ -86,7 +86,7 @@ def test_xsa_115_is_domain_introduced_is_for_domain_0() -> None:
 
 
 def test_xsa_115_watches_look_at_no_transaction_id() -> None:
-    """WATCH and UNWATCH with an id of no transaction: the id is ignored, and answered as it came."""
+    """WATCH and UNWATCH name a transaction that is none: the id is ignored, the reply has it."""
     with attacked() as stage:
         guest = stage.guest(1)
         assert stage.ask(guest, XS_WATCH, b"x\0t\0", 0xFFFFFFFF) == OK
@@ -170,7 +170,7 @@ def test_xsa_352_no_guest_gives_a_node_away(in_transaction: bool) -> None:
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_xsa_353_the_root_has_permissions_too(in_transaction: bool) -> None:
-    """CVE-2020-29479: any guest could list `/`, change its permissions and remove the whole tree."""
+    """CVE-2020-29479: any guest could list `/`, change its permissions, remove the whole tree."""
     with attacked() as stage:
         guest = stage.guest(1)
         there = list(stage.server.store.nodes)
