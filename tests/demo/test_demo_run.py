@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,7 +179,8 @@ def children() -> set[str]:
     """This process' children, zombies as well."""
     found: set[str] = set()
     for thread in Path("/proc/self/task").iterdir():
-        found.update((thread / "children").read_text().split())
+        with suppress(FileNotFoundError, ProcessLookupError):  # another test's thread, ended since
+            found.update((thread / "children").read_text().split())
     return found
 
 
