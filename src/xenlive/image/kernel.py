@@ -110,7 +110,8 @@ class Kernel:
         self._unfitted = True
         domain.server.control[b"xenlive-status"] = self._status
         domain.server.on_print = self._print
-        domain.server.log.opener = self._open_log
+        domain.server.log.start(self._open_log)
+        domain.server.follow_log()
         if came_back_because:
             self.verb.undo_after_fallback(came_back_because)
 

@@ -105,8 +105,7 @@ class Account:
         """Says how much of an item there was at once."""
         if value > self.most[item]:
             self.most[item] = value
-            if value > self.accounts.most[item]:
-                self.accounts.most[item] = value
+            self.accounts.raise_most(item, value)
 
     def exceeds(self, item: int, value: int) -> bool:
         """Whether there may not be `value` of an item."""
@@ -196,6 +195,11 @@ class Accounts:
     def close(self, domid: int) -> None:
         """Forgets a domain that has gone."""
         self.by_domid.pop(domid, None)
+
+    def raise_most(self, item: int, value: int) -> None:
+        """Says that some domain had so much of an item."""
+        if value > self.most[item]:
+            self.most[item] = value
 
     def add_node(self, path: bytes, node: Node, sign: int) -> None:
         """A node comes (1) or goes (-1)."""

@@ -22,19 +22,35 @@ if TYPE_CHECKING:
 #: In C's order, which is that of the flags.
 SWITCHES = (b"obj", b"io", b"wrl", b"acc", b"tdb")
 OBJ, IO, WRL, ACC, TDB = (1 << index for index in range(len(SWITCHES)))
+FLAGS_MASK = (1 << len(SWITCHES)) - 1
 
 
 class Log:
-    """Where the log goes, and which switches are on; `opener` gives a sink for a file's name."""
+    """Where the log goes, and which switches are on; `opener` gives a sink for a file's name.
 
-    __slots__ = ("file", "flags", "on_print", "opener", "sink")
+    `is_wanted` says that the log is on, as far as somebody can open it.
+    """
+
+    __slots__ = ("file", "flags", "is_wanted", "on_print", "opener", "sink")
 
     def __init__(self) -> None:
-        self.flags = OBJ | IO
+        self.flags = self.default_flags()
         self.file: bytes | None = None
+        self.is_wanted = False
         self.sink: Sink | None = None
         self.opener: Callable[[bytes], Sink | None] | None = None
         self.on_print: Callable[[bytes], None] | None = None
+
+    @staticmethod
+    def default_flags() -> int:
+        """The switches of a new server."""
+        return OBJ | IO
+
+    def start(self, opener: Callable[[bytes], Sink | None]) -> None:
+        """Says how files are opened, and opens the log that was on before a live update."""
+        self.opener = opener
+        if self.is_wanted and self.sink is None:
+            self.open()
 
     def traces(self, flag: int) -> bool:
         """Whether what `flag` stands for is to be written."""
@@ -44,11 +60,13 @@ class Log:
         """Opens the file again, if one was named."""
         if self.file is not None:
             self.close()
+            self.is_wanted = True
             self.sink = self.opened(self.file)
             self.write("\n***")
 
     def close(self) -> None:
         """Writes no more."""
+        self.is_wanted = False
         self.sink = None
 
     def opened(self, file: bytes) -> Sink | None:

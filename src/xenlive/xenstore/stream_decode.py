@@ -49,7 +49,7 @@ from xenlive.abi.xs_wire import (
     XSD_SOCKMSG,
 )
 from xenlive.errors import ImageError, XenstoreError
-from xenlive.xenstore import perms
+from xenlive.xenstore import kept, perms
 from xenlive.xenstore.connection import Connection, Ring
 from xenlive.xenstore.paths import PATH_BYTES, canonical, valid_name
 from xenlive.xenstore.quota import Quotas
@@ -110,6 +110,7 @@ def load_state(server: XenstoreServer, data: Buffer) -> LoadedState:
         {0, *[conn.domid for conn in reader.loaded.rings]},
         reader.quotas,
     )
+    kept.put_back(server, reader.own)
     return reader.loaded
 
 
@@ -133,6 +134,7 @@ class _Reader:
         "fds",
         "loaded",
         "offset",
+        "own",
         "quotas",
         "root_seen",
         "store",
@@ -146,6 +148,7 @@ class _Reader:
         self.store = Store(generation)
         self.watches = Watches()
         self.quotas = Quotas()
+        self.own: dict[str, int] = {}
         self.loaded = LoadedState()
         self.connections: dict[int, Connection] = {}
         self.fds: set[int] = set()
@@ -313,12 +316,21 @@ class _Reader:
             if not name or not name.isascii():
                 raise self.fail("state-bad-quota", "not the name of a quota", name)
             values[name.decode()] = int.from_bytes(body[4 * index : 4 * index + 4], "little")
+        own = {name: value for name, value in values.items() if name.startswith(kept.PREFIX)}
+        if own:
+            self.own |= own
+            values = {name: value for name, value in values.items() if name not in own}
         return values
 
     def _set_up_accounts(self) -> None:
         """Domains have the global quotas, less what their own records say."""
         accounts = self.store.accounts
         accounts.quotas = self.quotas
+        early = kept.early_domains(self.own)
+        for domid, values, features in early:
+            self.store.domains[domid] = 0
+            accounts.open(domid).quotas |= values
+            accounts.open(domid).features = features
         for domid, values, features in self.domains:
             if domid == 0:
                 continue
@@ -333,7 +345,6 @@ class _Reader:
         end = len(data)
         nodes = self.store.nodes
         known: dict[bytes, bytes] = {}
-        new = Node.__new__
         generation = self.store.generation
         while end - offset >= _NODE_FIXED:
             kind, length, tx_conn, path_len, data_len, perm_n = _NODE_RECORD(data, offset)

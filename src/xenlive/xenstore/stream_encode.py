@@ -6,6 +6,8 @@ only version 2 can say.
 
     GLOBAL_DATA · quotas · each connection (rings first), its watches · each node · domains · END
 
+What the format has no record for is among the quotas, under names of our own (`kept`).
+
 **Invariants.** Every node comes after its parent, children of one directory in their order; a
 connection's watches come in theirs. Records are whole multiples of 8. The state is not changed.
 Open transactions are left out, as both daemons do (their place would be before the nodes): a
@@ -44,7 +46,7 @@ from xenlive.abi.xs_state import (
 )
 from xenlive.abi.xs_wire import DOMID_INVALID
 from xenlive.errors import OutOfSpace
-from xenlive.xenstore import perms
+from xenlive.xenstore import kept, perms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from xenlive.xenstore.watches import Watch
 
 CHUNK_NODES = 1024
+#: How many entries of our own one record has.
+OWN_ENTRIES = 4096
 _ZEROES = [b"\0" * count for count in range(8)]
 _U16_MAX = 0xFFFF
 
@@ -86,6 +90,7 @@ def encode_state(
     ]
     if server.quotas.changed():
         head.append(_quota_record(server.quotas.values))
+    head.extend(_own_records(kept.settings_of(server)))
     # The C daemon must know domain 0 before it reads a watch of a socket's: rings come first.
     rings = [conn for conn in server.connections if conn.ring is not None]
     sockets = [conn for conn in server.connections if conn.ring is None]
@@ -93,19 +98,20 @@ def encode_state(
         head.append(_connection_record(number, conn, fd_of))
         head.extend([_watch_record(number, watch) for watch in conn.watches.values()])
     yield b"".join(head)
-    yield from _node_records(server.store, server.store.special)
-    yield from _node_records(server.store, server.store.nodes)
+    owners: set[int] = set()
+    yield from _node_records(server.store, server.store.special, owners)
+    yield from _node_records(server.store, server.store.nodes, owners)
     # Domains with a connection are known by it; the others would lose what they are allowed. Who
     # has quotas or features of its own has to be told of, too.
     connected = {conn.domid for conn in server.connections}
-    yield b"".join(
-        [
-            _domain_record(domid, accounts, version)
-            for domid in server.store.domains
-            if domid and (domid not in connected or accounts.open(domid).is_special())
-        ]
-        + [_record(XS_STATE_TYPE_END, b"")]
-    )
+    tail = []
+    early: dict[str, int] = {}
+    for domid in server.store.domains:
+        if domid and domid not in connected and domid not in owners:
+            early |= kept.early_domain(accounts.open(domid))
+        elif domid and (domid not in connected or accounts.open(domid).is_special()):
+            tail.append(_domain_record(domid, accounts, version))
+    yield b"".join([*tail, *_own_records(early), _record(XS_STATE_TYPE_END, b"")])
 
 
 def _record(kind: int, body: bytes) -> bytes:
@@ -144,7 +150,8 @@ def _watch_record(number: int, watch: Watch) -> bytes:
     if watch.depth is None:
         head = XS_STATE_WATCH.pack(number, len(path), len(token))
         return _record(XS_STATE_TYPE_WATCH, head + path + token)
-    depth = min(watch.depth, WATCH_DEPTH_UNLIMITED)
+    # No path has so many levels; and for special nodes any depth is another thing than none.
+    depth = min(watch.depth, WATCH_DEPTH_UNLIMITED - 1)
     head = XS_STATE_WATCH_EXT.pack(number, len(path), len(token), depth)
     return _record(XS_STATE_TYPE_WATCH_EXT, head + path + token)
 
@@ -152,6 +159,15 @@ def _watch_record(number: int, watch: Watch) -> bytes:
 def _quota_record(values: dict[str, int]) -> bytes:
     head = XS_STATE_GLB_QUOTA.pack(len(values), 0)
     return _record(XS_STATE_TYPE_GLB_QUOTA, head + _quota_values(values))
+
+
+def _own_records(entries: dict[str, int]) -> Iterator[bytes]:
+    """Records of entries under names of our own: they are no domain's quotas."""
+    names = list(entries)
+    for start in range(0, len(names), OWN_ENTRIES):
+        chosen = {name: entries[name] for name in names[start : start + OWN_ENTRIES]}
+        head = XS_STATE_GLB_QUOTA.pack(0, len(chosen))
+        yield _record(XS_STATE_TYPE_GLB_QUOTA, head + _quota_values(chosen))
 
 
 def _domain_record(domid: int, accounts: Accounts, version: int) -> bytes:
@@ -166,8 +182,8 @@ def _quota_values(values: dict[str, int]) -> bytes:
     return numbers + b"".join([name.encode() + b"\0" for name in values])
 
 
-def _node_records(store: Store, nodes: dict[bytes, Node]) -> Iterator[bytes]:
-    """The records of `nodes`, in their order."""
+def _node_records(store: Store, nodes: dict[bytes, Node], owners: set[int]) -> Iterator[bytes]:
+    """The records of `nodes`, in their order; adds who owns them to `owners`."""
     # What comes before the path and after the value depends on few things, and is kept by them.
     frames: dict[tuple[int, int, bytes], tuple[bytes, bytes]] = {}
     parts: list[bytes] = []
@@ -181,6 +197,7 @@ def _node_records(store: Store, nodes: dict[bytes, Node]) -> Iterator[bytes]:
         frame = frames.get(key)
         if frame is None:
             frame = frames[key] = _node_frame(len(path) + 1, len(value), node_perms)
+            owners.add(perms.owner_of(node_perms))
         parts += (frame[0], path, b"\0", value, frame[1])
         count += 1
         if count == CHUNK_NODES:
