@@ -18,6 +18,10 @@ TARGETS = {
     "show": "hostile.showing",
     "guest": "hostile.guests",
     "code": "hostile.guestcode",
+    "xenstore-socket": "hostile.xssocket",
+    "xenstore-ring": "hostile.xsring",
+    "xenstore-stream": "hostile.xsstream",
+    "xenstore-change": "hostile.xschange",
 }
 
 

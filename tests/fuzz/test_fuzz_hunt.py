@@ -18,6 +18,7 @@ ENGINE = ENGINES[-1]
 # Inputs in `make test`; a second or two each. `make fuzz` goes on for as long as it is told.
 RUNS = {"module": 1000, "start-info": 800, "kernel": 600, "image": 200, "show": 40, "guest": 150}
 RUNS["code"] = 30
+RUNS |= {"xenstore-socket": 60, "xenstore-ring": 60, "xenstore-stream": 800, "xenstore-change": 150}
 REGRESSIONS = sorted((HUNT.parent / "regressions").glob("*/*"))
 
 

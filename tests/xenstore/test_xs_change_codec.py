@@ -189,6 +189,29 @@ def test_everything_that_is_heard_can_be_written_down(seed: int) -> None:
     assert found == heard
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        (changes.CONNECT, 1000, 9),
+        (changes.DISCONNECT, 2),
+        (changes.RING, 2, 5, 1, 5),
+        (changes.FEATURES, 9, 0),
+        (changes.QUOTA, 9, 0, b"nodes"),
+    ],
+)
+def test_what_no_server_would_have_written_does_not_fit(change: Change) -> None:
+    """A connection of nobody's, or one that ends with watches; a second ring; an unknown domain."""
+    server = XenstoreServer()
+    for before in (
+        *((changes.KNOWN, 3), (changes.CONNECT, 1, 3), (changes.RING, 1, 4, 1, 4)),
+        *((changes.CONNECT, 2, 3), (changes.WATCH, 2, -1, 0, b"/a", b"t")),
+    ):
+        replay(server, before)
+    now = picture(server)
+    assert not fits(server, change)
+    assert picture(server) == now
+
+
 @given(st.integers(0, 3), st.lists(any_change, min_size=1, max_size=12))
 @settings(deadline=None, max_examples=150)
 def test_a_change_that_does_not_fit_changes_nothing(seed: int, listed: list[Change]) -> None:

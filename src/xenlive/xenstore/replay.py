@@ -116,17 +116,25 @@ def _validate_list(store: Store, listed: tuple[Change, ...]) -> None:
 def _connect(server: State, number: int, domid: int) -> None:
     if number < server.next_number:
         raise _unfit("the number of an earlier connection", number)
+    _known_domain(server, domid)
     server.connect_as(number, domid)
 
 
 def _disconnect(server: State, number: int) -> None:
-    server.disconnect(_connection(server, number))
+    conn = _connection(server, number)
+    if conn.watches or conn.transactions:
+        raise _unfit("a connection that still has watches or transactions", number)
+    server.disconnect(conn)
 
 
 def _ring(server: State, number: int, evtchn: int, is_known: int, unique_id: int) -> None:
     if unique_id and not is_known:
         raise _unfit("a unique id that is not known", unique_id)
-    server.set_ring(_connection(server, number), evtchn, unique_id if is_known else None)
+    conn = _connection(server, number)
+    others = [each for each in server.connections if each.ring is not None and each is not conn]
+    if any(each.domid == conn.domid for each in others):
+        raise _unfit("a second ring of a domain", number)
+    server.set_ring(conn, evtchn, unique_id if is_known else None)
 
 
 def _target(server: State, number: int, target: int) -> None:
@@ -175,11 +183,19 @@ def _released(server: State, domid: int) -> None:
 
 
 def _features(server: State, domid: int, features: int) -> None:
+    _known_domain(server, domid)
     server.set_features(domid, features)
 
 
 def _quota(server: State, domid: int, value: int, name: bytes) -> None:
+    if domid != changes.ALL_DOMAINS:
+        _known_domain(server, domid)
     server.set_quota(name.decode("ascii"), value, domid)
+
+
+def _known_domain(server: State, domid: int) -> None:
+    if domid not in server.store.domains:
+        raise _unfit("a domain that is not known", domid)
 
 
 # -- watches ---------------------------------------------------------------------------------------
