@@ -159,6 +159,22 @@ def test_a_port_that_it_has_not_is_refused_and_leaves_nothing(
     made.close()
 
 
+def test_the_port_that_its_page_names_comes_first(shared: XenliveServer, dom0: Xenstore) -> None:
+    """As Xen has it for domains that it starts itself; of a served one it is not asked again."""
+    made = FakeGuest(shared.rundir)
+    made.words[xs_ring.EVTCHN_PORT] = PORT
+    dom0.introduce(made.domid, 0, 77)
+    made.words[xs_ring.EVTCHN_PORT] = 77
+    dom0.introduce(made.domid, 0, PORT)
+    assert made.ask(XS_READ, b"/tool") == "EACCES"
+    dom0.release(made.domid)
+    with pytest.raises(XenstoreError, match="EINVAL"):
+        dom0.introduce(made.domid, 0, PORT)
+    made.words[xs_ring.EVTCHN_PORT] = 0
+    assert introduce(dom0, made).ask(XS_READ, b"name") == b"guest %d" % made.domid
+    made.close()
+
+
 def test_a_domain_without_a_page_is_refused(shared: XenliveServer, dom0: Xenstore) -> None:
     member = Membership.join(str(shared.rundir))
     with pytest.raises(XenstoreError, match="EINVAL"):

@@ -5,7 +5,10 @@ Specification: Xen `public/io/xs_wire.h` (`xenstore_domain_interface`) and
 
        0  req    1024 bytes to the store            2048  req_cons    2052  req_prod
     1024  rsp    1024 bytes from the store          2056  rsp_cons    2060  rsp_prod
-    2064  server_features    2068  connection       2072  error
+    2064  server_features    2068  connection       2072  error    2076  evtchn_port
+
+`evtchn_port` is a domain's own word for its event channel, as Xen writes it for domains that it
+starts itself; headers of Xen 4.17 end before it.
 
 **Invariants.** Indices run free; only their value modulo the ring's size is a place in it. Each is
 an aligned u32: one `memoryview.cast("I")` item, read or written at once.
@@ -17,7 +20,7 @@ from xenlive.abi.layout import Field, Layout
 
 XENSTORE_DOMAIN_INTERFACE = Layout(
     "xenstore_domain_interface",
-    2076,
+    2080,
     [
         Field("req", 0, "1024s"),
         Field("rsp", 1024, "1024s"),
@@ -28,6 +31,7 @@ XENSTORE_DOMAIN_INTERFACE = Layout(
         Field("server_features", 2064, "I"),
         Field("connection", 2068, "I"),
         Field("error", 2072, "I"),
+        Field("evtchn_port", 2076, "I"),
     ],
     ctype="struct xenstore_domain_interface",
 )
@@ -43,6 +47,7 @@ RSP_PROD = XENSTORE_DOMAIN_INTERFACE.offset_of("rsp_prod") // 4
 SERVER_FEATURES = XENSTORE_DOMAIN_INTERFACE.offset_of("server_features") // 4
 CONNECTION = XENSTORE_DOMAIN_INTERFACE.offset_of("connection") // 4
 ERROR = XENSTORE_DOMAIN_INTERFACE.offset_of("error") // 4
+EVTCHN_PORT = XENSTORE_DOMAIN_INTERFACE.offset_of("evtchn_port") // 4
 
 # Bits of `server_features`.
 XENSTORE_SERVER_FEATURE_RECONNECTION = 1

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from xenlive.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from xenlive.abi.hypercalls.xen import VIRQ_DOM_EXC
-from xenlive.abi.xs_ring import XENSTORE_ERROR_COMM
+from xenlive.abi.xs_ring import EVTCHN_PORT, XENSTORE_ERROR_COMM
 from xenlive.errors import HypercallError, XenstoreError
 from xenlive.xenstore import domains
 from xenlive.xenstore.connection import Connection
@@ -61,14 +61,18 @@ class RingLinks(Links):
         return DomainState(unique_id, is_shut_down)
 
     def connect(self, domid: int, port: int) -> Connection:
-        """Maps the domain's page and binds its port. XenstoreError EINVAL if either can't be."""
+        """Maps the domain's page and binds its port. XenstoreError EINVAL if either can't be.
+
+        A port that the page names comes before `port`, as with the C daemon: Xen has written it,
+        for a domain that no toolstack has made. Who writes another one there only harms itself.
+        """
         state = self.state(domid)
         if state is None:
             raise XenstoreError("EINVAL")
         machine = self.machine
         try:
             page = machine.map_foreign(domid, GNTTAB_RESERVED_XENSTORE)
-            own = machine.bind_interdomain(domid, port)
+            own = machine.bind_interdomain(domid, page.cast("I")[EVTCHN_PORT] or port)
         except HypercallError as error:
             machine.console(f"domain {domid} can't be introduced: {error}")
             raise XenstoreError("EINVAL") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import quota, usage
 from xenlive.xenstore.quota import ITEMS
-from xenlive.xenstore.settings import c_int
+from xenlive.xenstore.words import c_int
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

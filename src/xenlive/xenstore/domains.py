@@ -19,7 +19,7 @@ introduction, and the second also when a domain has shut down and is still there
 from __future__ import annotations
 
 from xenlive.errors import XenstoreError
-from xenlive.xenstore.words import atoi, only_word, parse_domid
+from xenlive.xenstore.words import c_int, only_word, parse_domid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,13 +82,14 @@ class Links:
 def do_introduce(server: XenstoreServer, conn: Connection, request: Request, view: View) -> bytes:
     """INTRODUCE `domid|gfn|port|`: serves a domain's ring, or its new port, with empty rings.
 
-    The gfn is not looked at: the page is the one that the domain has granted.
+    The gfn is not looked at: the page is the one that the domain has granted, and the first time
+    a port that stands there (`evtchn_port`) comes before the one named here.
     """
     strings = request.payload.split(b"\0")[:-1]
     if len(strings) < 3:
         raise XenstoreError("EINVAL")
-    domid, port = parse_domid(strings[0]), atoi(strings[2])
-    if port <= 0:
+    domid, port = parse_domid(strings[0]), c_int(strings[2]) & 0xFFFFFFFF
+    if not port:
         raise XenstoreError("EINVAL")
     guest = server.rings.get(domid)
     if guest is None:

@@ -51,7 +51,7 @@ from xenlive.xenstore import domains, limits, perms, settings
 from xenlive.xenstore.paths import home_of, parent_of
 from xenlive.xenstore.transaction import Transaction
 from xenlive.xenstore.watches import Watch
-from xenlive.xenstore.words import atoi, only_word, parse_domid
+from xenlive.xenstore.words import c_int, only_word, parse_domid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def do_directory_part(
     raw, number = request.payload.split(b"\0")[:2]
     node = _get_node(server, conn, view, server.canonical(conn, raw), perms.READ)
     generation = b"%d\0" % node.generation
-    offset = atoi(number)
-    if not 0 <= offset < node.children_bytes:
+    offset = c_int(number) & 0xFFFFFFFF
+    if offset >= node.children_bytes:
         return generation + b"\0"
     names = node.list_names()
     room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
@@ -196,7 +196,7 @@ def do_watch(
     features = XENSTORE_FEATURES if conn.account is None else conn.account.features
     if len(words) != 2 and (len(words) != 3 or not features & XENSTORE_SERVER_FEATURE_WATCHDEPTH):
         raise XenstoreError("EINVAL")
-    depth = atoi(words[2]) if len(words) == 3 else None
+    depth = c_int(words[2]) if len(words) == 3 else None
     if depth is not None and depth < 0:
         raise XenstoreError("EINVAL")
     raw, token = words[:2]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from xenlive.abi.xs_ring import XENSTORE_FEATURES
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import domains, quota
-from xenlive.xenstore.words import atoi, parse_domid
+from xenlive.xenstore.words import c_int, parse_domid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from xenlive.xenstore.server import XenstoreServer
 
 _OK = b"OK\0"
-_INT_MAX = 0x7FFFFFFF
-
-
-def c_int(text: bytes) -> int:
-    """What C has in an `int` after `atoi`: the number, cut to its range and then to 32 bits."""
-    number = min(max(atoi(text), -(1 << 63)), (1 << 63) - 1) & 0xFFFFFFFF
-    return number if number <= _INT_MAX else number - (1 << 32)
 
 
 def features_of(server: XenstoreServer, domid: int) -> int:

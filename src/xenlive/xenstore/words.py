@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from xenlive.errors import XenstoreError
 
+_INT_MAX = 0x7FFFFFFF
+_ULONG_MAX = (1 << 64) - 1
+
 
 def only_word(payload: bytes) -> bytes:
     """The payload if it is one string with its NUL at the end."""
@@ -26,11 +29,23 @@ def atoi(text: bytes) -> int:
     return int(digits) if digits.lstrip(b"+-") else 0
 
 
+def c_int(text: bytes) -> int:
+    """What C has in an `int` after `atoi`: the number, cut to its range and then to 32 bits."""
+    number = min(max(atoi(text), -(1 << 63)), (1 << 63) - 1) & 0xFFFFFFFF
+    return number if number <= _INT_MAX else number - (1 << 32)
+
+
 def parse_domid(text: bytes) -> int:
     """A domain id as C's `strtoul` reads it, all of it; EINVAL if that is none."""
     if not text:
         return 0
     digits = text.lstrip(b" \t\n\v\f\r")
-    if not digits.removeprefix(b"+").isdigit() or int(digits) > 0xFFFF:
+    sign = -1 if digits[:1] == b"-" else 1
+    if digits[:1] in (b"+", b"-"):
+        digits = digits[1:]
+    if not digits.isdigit() or int(digits) > _ULONG_MAX:
         raise XenstoreError("EINVAL")
-    return int(digits)
+    number = sign * int(digits) & _ULONG_MAX
+    if number > 0xFFFF:
+        raise XenstoreError("EINVAL")
+    return number
