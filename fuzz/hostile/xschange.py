@@ -1,11 +1,11 @@
 """The xenstore-change target: a journal that some kernel is said to have written.
 
-    input: seed u8 · changes, one after the other
+    input: seed u8 · moment u8 · changes, one after the other
 
-The server that they meet is one where much has happened, by the seed. What is no change is refused
-with a documented code; what is one has no other bytes. A change that does not fit is refused, and
-changes nothing; one that does is heard by the next journal as it was, and leaves a server that is
-sound, serves, and is saved and loaded as the same.
+The server that they meet is one where much has happened, by the seed, up to the moment. What is no
+change is refused with a documented code; what is one has no other bytes. A change that does not fit
+is refused, and changes nothing; one that does is heard by the next journal as it was, and leaves a
+server that is sound, serves, and keeps its values when it is saved.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def heard_in(seed: int) -> tuple[Change, ...]:
 def check_changes(data: bytes) -> str:
     """Does all the changes that there are; says what ended it, and how many fitted."""
     server = XenstoreServer(now=lambda: NOW_S)
-    for change in heard_in((data[0] if data else 0) % WORLDS):
+    for change in _before(data):
         replay(server, change)
     echo: list[Change] = []
     server.journal = echo.append
-    at, fitted, refused, word = 1, 0, 0, "all"
+    at, fitted, refused, word = 2, 0, 0, "all"
     while at < len(data) and fitted + refused < MAX_CHANGES:
         try:
             change, end = decode_at(data, at)
@@ -85,6 +85,12 @@ def check_changes(data: bytes) -> str:
     return f"{word}: {min(fitted, 3)} fitted, {min(refused, 3)} refused"
 
 
+def _before(data: bytes) -> tuple[Change, ...]:
+    seed, moment = data[:2].ljust(2, b"\0")
+    heard = heard_in(seed % WORLDS)
+    return heard[: len(heard) * moment // 255]
+
+
 def _look(server: XenstoreServer) -> None:
     client = server.connect()
     server.receive(client, message(XS_READ, b"/\0"))
@@ -102,15 +108,16 @@ def change_seeds() -> list[bytes]:
         heard = heard_in(seed)
         for change in heard:
             kinds.setdefault(change[0], (seed, change))
-        for start in (0, len(heard) // 2, len(heard) - 10):
-            seeds.append(bytes([seed]) + b"".join(map(encode, heard[start : start + 12])))
-    seeds += [bytes([seed]) + encode(change) for seed, change in kinds.values()]
+        for moment in (0, 100, 180, 240, 255):
+            start = len(heard) * moment // 255
+            seeds.append(bytes([seed, moment]) + b"".join(map(encode, heard[start : start + 12])))
+    seeds += [bytes([seed, 255]) + encode(change) for seed, change in kinds.values()]
     return [seed for seed in seeds if len(seed) <= MAX_BYTES]
 
 
 def _split(data: bytes) -> list[bytes]:
     parts: list[bytes] = []
-    at = 1
+    at = 2
     while at < len(data) and len(parts) < MAX_CHANGES:
         try:
             _, end = decode_at(data, at)
@@ -123,11 +130,11 @@ def _split(data: bytes) -> list[bytes]:
 
 def mutate_changes(data: bytes, rng: Random) -> bytes:
     """Changes more, less, in another order, with other numbers or bytes; or another server."""
-    parts, first = _split(data), data[:1] or b"\0"
+    parts, first = _split(data), data[:2].ljust(2, b"\0")
     at, how = rng.randrange(len(parts)), rng.randrange(12)
     part = bytearray(parts[at])
     if how == 0:
-        first = bytes([rng.randrange(WORLDS)])
+        first = bytes([rng.randrange(WORLDS), rng.randrange(256)])
     elif how == 1:
         del parts[at]
     elif how < 4:
@@ -137,7 +144,7 @@ def mutate_changes(data: bytes, rng: Random) -> bytes:
         other = heard_in(first[0] % WORLDS)
         parts.insert(at, encode(rng.choice(other[-25:])))
     elif how == 5:
-        parts.insert(at, _commit(rng))
+        parts.insert(at, rng.choice((_commit(rng), _in_transaction(first, rng))))
     elif how < 9 and part:
         bytewise.put_number(part, rng, 1 + rng.randrange(8) * 2, rng.choice((1, 2, 4, 8)))
         parts[at] = bytes(part)
@@ -154,6 +161,30 @@ def _commit(rng: Random) -> bytes:
     listed = tuple(rng.sample(nodes, min(rng.randrange(5), len(nodes))))
     conn, tx_id = rng.randrange(1, 6), rng.randrange(1, 5)
     return encode((changes.START, conn, tx_id, 1)) + encode((changes.COMMIT, conn, tx_id, listed))
+
+
+def _in_transaction(first: bytes, rng: Random) -> bytes:
+    """Something in a transaction that is open, of any path."""
+    before = _before(first)
+    open_now = {change[1:3]: None for change in before if change[0] == changes.START}
+    for change in before:
+        if change[0] in (changes.END, changes.COMMIT):
+            open_now.pop(change[1:3], None)
+    conn, tx_id = rng.choice([*open_now, (1, 1)])
+    path = rng.choice([change[1] for change in before if change[0] <= changes.REMOVE] or [b"/"])
+    kind, *more = rng.choice(
+        (
+            (changes.LOOK, path),
+            (changes.TX_VALUE, path, b"v"),
+            (changes.TX_PERMS, path, b"n\0\0\0"),
+            (changes.TX_CREATE, path, b"", b"n\0\0\0"),
+            (changes.TX_CREATE, path + b"/new", b"", b"n\0\0\0"),
+            (changes.TX_REMOVE, path),
+            (changes.TX_EVENT, 1, path),
+            (changes.FAIL,),
+        )
+    )
+    return encode((kind, conn, tx_id, *more))
 
 
 TARGET = Target(

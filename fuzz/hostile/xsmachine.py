@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hostile.target import expect
 from xenlive.errors import HypercallError
 from xenlive.machine.guest import GuestMachine
 from xenlive.memory.address import PAGE_SIZE
@@ -24,6 +25,7 @@ from xenlive.xenstore.connection import Connection
 from xenlive.xenstore.server import XenstoreServer
 
 VIRQ_PORT = 2
+RING_BYTES = 1024
 #: The ports that a domain has for its store, most use the first.
 GUEST_PORTS = (1, 2)
 
@@ -235,6 +237,8 @@ class StruckServer(XenstoreServer):
         super().__init__(now=now)
 
     def receive(self, conn: Connection, data: bytes) -> bool:
+        at_once = len(data) <= RING_BYTES or conn.ring is None
+        expect(at_once, "no more is taken out of a ring than fits into it")
         self.middle.look()
         result = super().receive(conn, data)
         self.middle.look()

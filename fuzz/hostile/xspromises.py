@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from xenstore.picture import differences
 
 from hostile.target import expect
+from xenlive.abi.xs_wire import XENSTORE_ABS_PATH_MAX
 from xenlive.xenstore import usage
 from xenlive.xenstore.change_codec import decode, encode
 from xenlive.xenstore.connection import Connection
+from xenlive.xenstore.paths import canonical
 from xenlive.xenstore.perms import owner_of
 from xenlive.xenstore.quota import ITEMS
 from xenlive.xenstore.replay import replay
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from xenlive.xenstore.changes import Change
 
 FIRST_FD = 10
+_PATH_MAX = XENSTORE_ABS_PATH_MAX
 _UNSAID = ("outstanding", "transactions")
 
 
@@ -74,6 +77,8 @@ def expect_sound(server: XenstoreServer, *, by_requests: bool = True) -> None:
     expect(not problems, f"the tree is whole: {problems[:1]}")
     wrong = store.accounts.wrong_counts(usage.all_nodes(store))
     expect(not wrong, f"accounts say what there is: {wrong}")
+    for path, _ in usage.all_nodes(store):
+        expect(canonical(b"", path, True, _PATH_MAX) == path, f"{path!r} is a path")
     at_paths = sum(len(at) for at in server.watches.by_path.values())
     of_conns = sum(len(conn.watches) for conn in server.connections)
     expect(at_paths == of_conns == server.watches.count, "each watch is somebody's")

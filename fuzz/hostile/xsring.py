@@ -162,11 +162,33 @@ def ring_seeds() -> list[bytes]:
         ],
         [masked, watch, *[Step(ASK, 14, bytes([XS_READ]) + b"data\0")] * 6, Step(ROUND, 0)],
         [masked, Step(ASK, 0, bytes([XS_WATCH]) + b"/board\0t\0"), *board, Step(ROUND, 0)],
+        [Step(ROUND, 0), *board[:2], Step(ROUND, 0), *board[2:], Step(ROUND, 0)],
         [Step(HABITS, 4, message(XS_READ, b"data\0")), Step(ROUND, 0), Step(ROUND, 0)],
         [Step(ASK, 8, bytes([XS_MKDIR]) + b"data/many\0"), Step(UPDATE, 0), Step(ROUND, 0)],
         [Step(RAW, 0, message(XS_READ, b"data\0")[:20]), Step(UPDATE, 0), Step(ROUND, 0)],
         [Step(RAW, 0, message(XS_READ, b"x" * 5000)), Step(ROUND, 0)],
         [Step(ASK, 0, bytes([XS_SET_PERMS]) + b"data\0n3\0r5\0"), Step(ASK, 1, b"\2data\0")],
+        [Step(ASK, 0, bytes([XS_WATCH]) + b"/vault\0t\0"), Step(DOMAIN, 16 << 1), Step(ROUND, 0)],
+        [
+            masked,
+            Step(ASK, 0, bytes([XS_WRITE]) + b"data\0" + b"v" * 1900),
+            *[Step(ASK, 14, bytes([XS_READ]) + b"data\0")] * 8,
+        ],
+        *[
+            [Step(DOMAIN, n << 1, b"\1"), Step(ASK, 0, bytes([XS_READ]) + b"/former\0")]
+            for n in (2, 5, 6, 7)
+        ],
+        [Step(ASK, 0, bytes([XS_MKDIR]) + b"data\0"), Step(ASK, 0, bytes([XS_RM]) + b"data\0")],
+        [Step(ASK, 0, bytes([XS_WATCH]) + b"data\0t\x001\0"), Step(UPDATE, 0), Step(ROUND, 0)],
+        *[
+            [
+                Step(POKE, _IN_MIDDLE | looks << 1, bytes([place, 0, 208, 7, 0, 0, 1])),
+                Step(RAW, 0, message(XS_READ, b"data\0") * 3),
+                Step(ROUND, 0),
+            ]
+            for place in range(4)
+            for looks in range(4)
+        ],
         [Step(ASK, 0, bytes([XS_CONTROL]) + b"quota\0"), Step(ROUND, 0), Step(ROUND, 0)],
     ]
     scripts += [[start, Step(DOMAIN, n << 1, b"\1a"), write, Step(ROUND, 0)] for n in range(16)]

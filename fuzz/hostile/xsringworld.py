@@ -163,6 +163,7 @@ class RingWorld:
         elif what == 15 and domain is not None:
             domain.grants = not domain.grants
         elif what >= 16:
+            self.say(XS_WRITE, b"/vault/door/" + SECRETS[1] + b"\0new")
             for neighbour in self.neighbours:
                 self.say(XS_WRITE, neighbour.told() + b"\0")
                 neighbour.wait_for_events()

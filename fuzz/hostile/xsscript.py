@@ -157,7 +157,7 @@ class Words:
                 (XS_RESET_WATCHES, b"\0"),
                 (XS_GET_DOMAIN_PATH, domid),
                 (XS_GET_FEATURE, rng.choice((b"", domid))),
-                (XS_GET_QUOTA, rng.choice((b"", b"nodes\0", domid + b"nodes\0"))),
+                (XS_GET_QUOTA, rng.choice((b"", b"nodes\0", b"x\0", domid + b"nodes\0"))),
                 self.management(rng, domid),
                 (rng.randrange(40), path + token),
                 (rng.choice((26, 27, 1 << 16, 0xFFFFFFFF)), rng.randbytes(rng.randrange(30))),

@@ -70,8 +70,8 @@ def _serve(server: XenstoreServer) -> None:
     answer = client.take()
     expect(answer.endswith(XSD_SOCKMSG.pack(XS_READ, 1, 0, 3) + b"yes"), "a new client is served")
     for conn in list(server.connections):
-        if conn.link is None:
-            server.receive(conn, b"")
+        looks = b"".join([message(XS_READ, path + b"\0") for path in list(server.store.nodes)[-9:]])
+        server.receive(conn, looks)
         for _ in range(_PUMPS if conn.link is not None else 0):
             conn.link.pump()  # type: ignore[union-attr]
     server.drain_touched()
@@ -87,6 +87,8 @@ def stream_seeds() -> list[bytes]:
             world.step()
         for conn in list(world.server.connections)[::2]:
             world.server.receive(conn, message(XS_READ, b"/tool\0")[: 10 + seed])
+        for conn in list(world.server.connections)[1::2]:
+            world.server.receive(conn, message(XS_READ, b"/tool\0") * 2)
         world.server.drop_transactions()
         seeds.append(save(world.server))
     return [seed for seed in seeds if len(seed) <= MAX_BYTES]
@@ -108,7 +110,9 @@ def _records(data: bytes) -> list[bytes]:
 def mutate_stream(data: bytes, rng: Random) -> bytes:
     """A record less, twice, elsewhere, or with another field, length or bytes."""
     records = _records(data)
-    at, how = rng.randrange(len(records)), rng.randrange(10)
+    # The head's records, of connections, have the most to say.
+    at = rng.randrange(len(records) if rng.random() < 0.5 else min(len(records), 10))
+    how = rng.randrange(10)
     record = bytearray(records[at])
     if how == 0 and len(records) > 2:
         del records[at]
