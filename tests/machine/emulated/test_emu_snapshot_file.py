@@ -20,7 +20,12 @@ from machine.emulated.worlds import SECOND_NS, Said
 
 from xenlive.errors import ImageError
 from xenlive.machine.emulated.lens.snapshot import Snapshot, digest_of, restore_world, save_world
-from xenlive.machine.emulated.lens.snapshot_file import read_from, read_snapshot, write_snapshot
+from xenlive.machine.emulated.lens.snapshot_file import (
+    VERSION,
+    read_from,
+    read_snapshot,
+    write_snapshot,
+)
 from xenlive.machine.emulated.world import WORLD_ENDED, World
 
 pytestmark = pytest.mark.peer
@@ -95,7 +100,7 @@ def test_nothing_is_left_of_what_can_not_be_written(tmp_path: Path) -> None:
     ("at", "put", "code"),
     [
         (0, b"y", "snapshot-magic"),
-        (8, b"\x02", "snapshot-version"),
+        (8, b"\x01", "snapshot-version"),
         (8, b"\0\0\0\1", "snapshot-version"),
         (16, b"unicorn 2.2.0", "snapshot-engine"),
         (12, b"\0\0\0\0", "snapshot-records"),
@@ -124,7 +129,7 @@ def test_bytes_after_the_end() -> None:
 
 def with_state(text: bytes, *records: tuple[int, int, int, bytes]) -> bytes:
     """A file with any state and other records."""
-    parts = [struct.pack("<8sII16s", b"XenlvSnp", 1, 1 + len(records), b"unicorn 2.1.4")]
+    parts = [struct.pack("<8sII16s", b"XenlvSnp", VERSION, 1 + len(records), b"unicorn 2.1.4")]
     for kind, domid, place, data in ((1, 0, 0, text), *records):
         parts += [struct.pack("<IIQQII", kind, domid, place, len(data), binascii.crc32(data), 0)]
         parts += [data]

@@ -1,7 +1,7 @@
 """Snapshots on disk.
 
     0    8     magic, "XenlvSnp"
-    8    4     version of this format, 1
+    8    4     version of this format, 2
     12   4     how many records follow
     16   16    the processor's release, "unicorn 2.1.4", padded with NUL
     32         records, one after the other:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC = b"XenlvSnp"
-VERSION = 1
+VERSION = 2
 ENGINE = f"unicorn {UNICORN}".encode()
 
 _HEADER = struct.Struct("<8sII16s")

@@ -1,7 +1,8 @@
 """The form of a world's Xenstore: nodes, connections, watches and open transactions, exactly.
 
 A migration stream (`xenstore/stream.py`) would not do: it leaves out generations, transactions and
-the order in which watches of different clients were set, all of which a guest can see.
+the order in which watches of different clients were set, all of which a guest can see. What guests
+may use up, and did, is in `snapshot_accounts`.
 
 **Invariants.** A store that was read is sound: each node after its parent, each watch of one of its
 connections, each transaction one that can be committed. Nothing of the old store is changed before
@@ -15,6 +16,12 @@ from typing import TYPE_CHECKING, Any
 from xenlive.abi.xs_wire import XENSTORE_ABS_PATH_MAX, XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG
 from xenlive.errors import ConfigError, XenstoreError
 from xenlive.machine.emulated.backends.xenstore import StoreRing, StoreService
+from xenlive.machine.emulated.lens.snapshot_accounts import (
+    ACCOUNTS,
+    accounts_fields,
+    fill_accounts,
+    fill_log,
+)
 from xenlive.machine.emulated.lens.snapshot_forms import (
     Choice,
     Data,
@@ -80,7 +87,9 @@ _TX_NODE = Fields(
     event_below=Flag(),
     change=Maybe(Whole(0, _MANY)),
 )
-_TRANSACTION = Fields(log=Listed(_CHANGE, _MANY), nodes=Table(_PATH, _TX_NODE, _MANY))
+_TRANSACTION = Fields(
+    log=Listed(_CHANGE, _MANY), nodes=Table(_PATH, _TX_NODE, _MANY), failed=Flag()
+)
 _CONNECTION = Fields(
     who=Row(Choice("ring", "client"), _DOMID),
     target=Whole(-1, 0xFFFF),
@@ -89,6 +98,7 @@ _CONNECTION = Fields(
     head_sent=_COUNT,
     unparsed=Data(1 << 20),
     closing=Flag(),
+    stalled=Flag(),
     events=Listed(Data(XENSTORE_PAYLOAD_MAX), _MANY, set, is_ordered=False),
     noted=Flag(),
     next_transaction=_U32,
@@ -105,6 +115,7 @@ _STORE = Fields(
     special=Listed(_NODE, 1024),
     watches_set=_COUNT,
     connections=Listed(_CONNECTION, 4096),
+    accounts=ACCOUNTS,
 )
 
 
@@ -130,6 +141,7 @@ def save_store(world: World) -> Any:
                 for conn in server.connections
                 if conn in names
             ],
+            "accounts": accounts_fields(store.accounts, server.log),
         }
     )
 
@@ -161,6 +173,7 @@ def _connection_fields(store: Store, conn: Connection, who: tuple[str, int]) -> 
         "head_sent": conn.head_sent,
         "unparsed": conn.unparsed,
         "closing": conn.closing,
+        "stalled": conn.stalled,
         "events": conn.events,
         "noted": conn.noted,
         "next_transaction": conn.next_transaction,
@@ -196,7 +209,8 @@ def _transaction_fields(store: Store, transaction: Transaction) -> dict[str, Any
             "event_below": node.event_below,
             "change": None if node.value_change is None else places.get(id(node.value_change)),
         }
-    return {"log": [(c.kind, c.path, c.value, c.perms or None) for c in log], "nodes": nodes}
+    changed = [(c.kind, c.path, c.value, c.perms or None) for c in log]
+    return {"log": changed, "nodes": nodes, "failed": transaction.failed}
 
 
 # ---- restoring -----------------------------------------------------------------------------------
@@ -220,6 +234,7 @@ class LoadedStore:
             for all_ in [c["transactions"].items()]
         ]
         self._validate_connections(domids)
+        self._quotas = fill_accounts(self.store.accounts, self._fields["accounts"])
 
     def _load_nodes(self) -> None:
         store, at = self.store, self._at.down("nodes")
@@ -247,6 +262,7 @@ class LoadedStore:
             for path, each in fields["nodes"].items()
         }
         made = Transaction.restore(self.store, nodes, log)
+        made.failed = fields["failed"]
         _validate_log(made, at)
         return made
 
@@ -326,11 +342,13 @@ class LoadedStore:
             made.add(watch, place)
         made.n_set = max(self._fields["watches_set"], made.n_set)
         connections = [*order, *by_name.values()]
-        server.adopt(self.store, made, connections, self._fields["introduced"])
+        server.adopt(self.store, made, connections, self._fields["introduced"], self._quotas)
+        fill_log(server.log, self._fields["accounts"])
+        server.follow_log()
 
 
 def _fill(conn: Connection, fields: dict[str, Any], transactions: dict[int, Transaction]) -> None:
-    for name in ("target", "unparsed", "closing"):
+    for name in ("target", "unparsed", "closing", "stalled"):
         setattr(conn, name, fields[name])
     out, events = list(fields["out"]), set(fields["events"])
     conn.restore_output(out, events, fields["noted"], fields["head"], fields["head_sent"])
