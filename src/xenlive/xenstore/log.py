@@ -4,11 +4,10 @@ Specification: Xen `docs/misc/xenstore.txt`, CONTROL; words and switches are the
 `tools/xenstored/core.c`: `trace`, `trace_switches`, `reopen_log`).
 
     on_print ◀── what an operator is to see at once: warnings, `print`, faults that were found
-    sink     ◀── the same, and what the switches ask for, while the log is on
+    sink     ◀── the same, and what the switches ask for (`trace`), while the log is on
 
 **Invariants.** Nothing is written unless somebody has named a file and this machine can open it
-(`opener`). The log costs the fast paths nothing: while requests are to be logged, no connection
-uses them (`Connection.fast`).
+(`opener`). Who changes what is logged calls `XenstoreServer.follow_log` afterwards.
 """
 
 from __future__ import annotations
@@ -51,10 +50,6 @@ class Log:
         self.opener = opener
         if self.is_wanted and self.sink is None:
             self.open()
-
-    def traces(self, flag: int) -> bool:
-        """Whether what `flag` stands for is to be written."""
-        return self.sink is not None and bool(self.flags & flag)
 
     def open(self) -> None:
         """Opens the file again, if one was named."""

@@ -334,6 +334,8 @@ def _get_node(
 ) -> Node:
     """The node at `path`, if the connection may do all of `wanted` with it."""
     node = view.find(path)
+    if server.trace is not None:
+        server.trace.looked(path, node)
     if conn.privileged:
         if node is None:
             _nearest(view, path)

@@ -23,7 +23,6 @@ import struct
 import time
 
 from xenlive.abi.xs_wire import (
-    TYPE_NAMES,
     XENSTORE_PAYLOAD_MAX,
     XENSTORE_REL_PATH_MAX,
     XS_DIRECTORY,
@@ -38,20 +37,25 @@ from xenlive.abi.xs_wire import (
 from xenlive.errors import XenstoreError
 from xenlive.xenstore import control, requests
 from xenlive.xenstore.limits import SMALL_ANSWER
-from xenlive.xenstore.log import IO, Log
+from xenlive.xenstore.log import Log
 from xenlive.xenstore.paths import canonical, counted_length
 from xenlive.xenstore.quota import PATH_MAX
 from xenlive.xenstore.requests import Request
 from xenlive.xenstore.state import State
+from xenlive.xenstore.trace import CHANGES, NO_FAST_PATHS, Trace
 from xenlive.xenstore.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlive.xenstore.changes import Change, Journal
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.domains import Links
+    from xenlive.xenstore.quota import Quotas
     from xenlive.xenstore.requests import View
+    from xenlive.xenstore.store import Store
+    from xenlive.xenstore.watches import Watches
 
     ControlHandler = Callable[[Connection, Request, list[bytes]], bytes | None]
 
@@ -71,12 +75,14 @@ class XenstoreServer(State):
     """
 
     __slots__ = (
+        "_journal",
         "_now",
         "control",
         "control_help",
         "hold_transactions",
         "links",
         "log",
+        "trace",
     )
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -88,6 +94,9 @@ class XenstoreServer(State):
         # all that follows it: so the open transactions run out before a live update.
         self.hold_transactions = False
         self.log = Log()
+        # What the log's switches ask for; None while that is nothing.
+        self.trace: Trace | None = None
+        self._journal: Journal | None = None
         self.store.accounts.now = now
         self.store.accounts.say = self.log.say
         self.control: dict[bytes, ControlHandler] = {}
@@ -103,17 +112,45 @@ class XenstoreServer(State):
     def on_print(self, on_print: Callable[[bytes], None] | None) -> None:
         self.log.on_print = on_print
 
+    @property
+    def journal(self) -> Journal | None:
+        """What hears of each change, as it is done; see `changes`. The log may hear as well."""
+        return self._journal
+
+    @journal.setter
+    def journal(self, journal: Journal | None) -> None:
+        self._journal = journal
+        trace = self.trace
+        if trace is not None and trace.flags & CHANGES:
+            journal = trace.hear if journal is None else _both(journal, trace.hear)
+        self.store.journal = self.watches.journal = journal
+
+    def adopt(
+        self,
+        store: Store,
+        watches: Watches,
+        connections: list[Connection],
+        introduced: set[int],
+        quotas: Quotas | None = None,
+    ) -> None:
+        """As `State.adopt`; the log goes on."""
+        super().adopt(store, watches, connections, introduced, quotas)
+        self.follow_log()
+
     def connect_as(self, number: int, domid: int) -> Connection:
-        """As `State.connect_as`; while requests are logged none takes a fast path."""
+        """As `State.connect_as`; requests that are logged take no fast path."""
         conn = super().connect_as(number, domid)
-        conn.fast = conn.privileged and not self.log.traces(IO)
+        if self.trace is not None and self.trace.flags & NO_FAST_PATHS:
+            conn.fast = False
         return conn
 
     def follow_log(self) -> None:
-        """Does without the fast paths, or takes them again, as the log was changed."""
-        traces = self.log.traces(IO)
+        """Traces what the log is set to by now; what is not traced costs nothing."""
+        flags = self.log.flags if self.log.sink is not None else 0
+        self.trace = Trace(self, flags) if flags else None
         for conn in self.connections:
-            conn.fast = conn.privileged and not traces
+            conn.fast = conn.privileged and not flags & NO_FAST_PATHS
+        self.journal = self._journal
 
     @property
     def node_count(self) -> int:
@@ -348,14 +385,9 @@ class XenstoreServer(State):
                 self.watches.fire(self.store, each, origin, exact=each is not below[-1])
         self.store.remove(path, below)
 
-    def _trace(self, conn: Connection, way: str, kind: int, payload: bytes) -> None:
-        name = TYPE_NAMES.get(kind, "**UNKNOWN**")
-        text = payload.replace(b"\0", b" ").decode("latin-1")
-        self.log.write(f"io: {way} #{conn.number} (d{conn.domid}) {name} ({text})")
-
     def _serve(self, conn: Connection, request: Request) -> None:
-        if self.log.sink is not None and self.log.traces(IO):
-            self._trace(conn, "IN", request.kind, request.payload)
+        if self.trace is not None:
+            self.trace.asked(conn, request)
         handler, flags = None, 0
         if request.kind < XS_TYPE_COUNT:
             handler, flags = requests.TABLE[request.kind]
@@ -376,6 +408,13 @@ class XenstoreServer(State):
         else:
             if payload is not None:
                 self.answer(conn, request, payload)
-        if self.log.sink is not None and self.log.traces(IO) and conn.out:
-            kind, _, _, _ = XSD_SOCKMSG.unpack(conn.out[-1])
-            self._trace(conn, "OUT", kind, conn.out[-1][XSD_SOCKMSG.size :])
+        if self.trace is not None:
+            self.trace.served(conn)
+
+
+def _both(first: Journal, second: Journal) -> Journal:
+    def hear(change: Change) -> None:
+        first(change)
+        second(change)
+
+    return hear
