@@ -149,6 +149,14 @@ class NinePFront:
         """
         return self._files.write_file(path, chunks, permissions)
 
+    def append_file(self, path: str, data: bytes, limit_bytes: int = 1 << 30) -> int:
+        """Writes behind the end of a file, made if there is none; returns its length then.
+
+        NinePError, PeerError, PeerTimeout; a part of the data may be there then. OutOfSpace above
+        `limit_bytes`.
+        """
+        return self._files.append_file(path, data, limit_bytes)
+
     def read_file(self, path: str, limit_bytes: int = 1 << 30) -> bytearray:
         """A whole file. NinePError, PeerError, PeerTimeout; OutOfSpace above `limit_bytes`."""
         return self._files.read_file(path, limit_bytes)

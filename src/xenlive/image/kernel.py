@@ -29,6 +29,7 @@ from xenlive.machine.hosted.image import (  # noqa: E402
 )
 from xenlive.memory.address import PhysAddr  # noqa: E402
 from xenlive.stubdom.boot import DEFAULT_CONFIG, STATE_FILE, StubDomain, boot  # noqa: E402
+from xenlive.stubdom.logfile import LogFiles  # noqa: E402
 from xenlive.stubdom.module import fit_module  # noqa: E402
 from xenlive.stubdom.rings import RingLinks  # noqa: E402
 from xenlive.stubdom.serve import ServeLoop  # noqa: E402
@@ -36,7 +37,7 @@ from xenlive.update.verb import LiveUpdateVerb  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from xenlive.xenstore.connection import Connection
     from xenlive.xenstore.requests import Request
@@ -84,7 +85,16 @@ def _image_config(image: str) -> str:
 class Kernel:
     """A booted kernel with its serve loop; `run` returns when the host is gone."""
 
-    __slots__ = ("_unfitted", "_untidy", "domain", "listen_fd", "loop", "machine", "verb")
+    __slots__ = (
+        "_unfitted",
+        "_untidy",
+        "domain",
+        "listen_fd",
+        "log_files",
+        "loop",
+        "machine",
+        "verb",
+    )
 
     def __init__(
         self, machine: HostedGuest, domain: StubDomain, image: str, came_back_because: str
@@ -110,8 +120,7 @@ class Kernel:
         self._unfitted = True
         domain.server.control[b"xenlive-status"] = self._status
         domain.server.on_print = self._print
-        domain.server.log.start(self._open_log)
-        domain.server.follow_log()
+        self.log_files = LogFiles(domain, self.loop, (STATE_FILE,))
         if came_back_because:
             self.verb.undo_after_fallback(came_back_because)
 
@@ -125,6 +134,10 @@ class Kernel:
             fds.append(self.domain.copy)
         self.machine.close_on_kexec([self.listen_fd, *handed_code(), *fds])
         self.machine.milestone(f"running {__version__}")
+        log = self.domain.server.log
+        log.flusher = self.log_files.write_all
+        log.start(self.log_files.open)
+        self.domain.server.follow_log()
         if self.domain.is_update:
             self.loop.on_first_reply = self._first_reply
         else:
@@ -135,15 +148,6 @@ class Kernel:
 
     def _print(self, text: bytes) -> None:
         self.machine.console(text.decode("utf-8", "replace"))
-
-    def _open_log(self, file: bytes) -> Callable[[bytes], None]:
-        """A domain has no files: its log is lines of its console, under the name of the file."""
-        name = file.decode("utf-8", "backslashreplace")
-
-        def write(line: bytes) -> None:
-            self.machine.console(f"{name}: {line.decode('utf-8', 'replace').strip()}")
-
-        return write
 
     def _first_reply(self) -> None:
         self.machine.milestone("first-reply")
@@ -161,6 +165,7 @@ class Kernel:
 
         It is after the commit: who could come back has a start info with the module's old size.
         """
+        self.log_files.write_all()
         self._tidy()
         if self._unfitted:
             self._unfitted = False

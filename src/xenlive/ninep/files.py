@@ -1,4 +1,4 @@
-"""Whole files over a 9P connection: write, read, stat, remove.
+"""Whole files over a 9P connection: write, append, read, stat, remove.
 
 `NinePFiles` knows which requests an operation takes and in what order; moving bytes is the
 transport's: it is given as `drive(until)`, which sends `client.output`, feeds `client.receive`
@@ -98,8 +98,39 @@ class NinePFiles:
         if not names:
             raise NinePError(f"{path}: {os.strerror(errno.EISDIR)}", errno.EISDIR)
         fid = self._create(names, permissions)
+        return self._write(fid, chunks, 0)
+
+    def append_file(
+        self, path: str, data: bytes, limit_bytes: int = 1 << 30, permissions: int = 0o600
+    ) -> int:
+        """Writes behind the end of a file, made if there is none; returns its length then.
+
+        OutOfSpace, before anything is written, if it would have more than `limit_bytes`.
+        """
+        names = _names(path)
+        if not names:
+            raise NinePError(f"{path}: {os.strerror(errno.EISDIR)}", errno.EISDIR)
+        try:
+            fid = self._walk(names)
+        except NinePError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return self._write(self._create(names, permissions), [data], 0)
+        try:
+            stat: Stat = self._ask(TSTAT, fid=fid)["stat"]
+            if stat.is_dir:
+                raise NinePError(f"{path}: {os.strerror(errno.EISDIR)}", errno.EISDIR)
+            if stat.length + len(data) > limit_bytes:
+                raise OutOfSpace(f"bytes for {path}", stat.length + len(data), limit_bytes)
+            self._ask(TOPEN, fid=fid, mode=OWRITE)
+        except BaseException as error:
+            self._let_go(fid, error)
+            raise
+        return self._write(fid, [data], stat.length)
+
+    def _write(self, fid: int, chunks: Iterable[Buffer], offset: int) -> int:
+        """Writes to an open fid from `offset` on, and lets go of it; returns where it ended."""
         calls: list[tuple[Call, int]] = []
-        offset = 0
         try:
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")

@@ -108,17 +108,24 @@ class Verbs:
         return _OK
 
     def memreport(self, conn: Connection, request: Request, args: list[bytes]) -> bytes:
-        """`memreport [FILE]`: what is in memory, to the log or another file."""
+        """`memreport [FILE]`: what is in memory, to a file, the log, or else the operator."""
         _want(len(args) <= 1)
         log = self._server.log
-        file = args[0] if args else log.file
-        sink = log.sink if not args else None
-        if sink is None:
-            sink = None if file is None else log.opened(file)
+        if args:
+            sink = log.opened(args[0])
+        else:
+            sink = log.sink
+            if sink is None and log.file is not None:
+                sink = log.opened(log.file)
+        end = b"\n"
+        if sink is None and not args:
+            sink, end = log.on_print, b""
         if sink is None:
             raise XenstoreError("EBADF")  # which has no name in the protocol: EINVAL
         for line in usage.memory_report(self._server):
-            sink(line.encode() + b"\n")
+            sink(line.encode() + end)
+        if log.flusher is not None:
+            log.flusher()
         return _OK
 
     def quota(self, conn: Connection, request: Request, args: list[bytes]) -> bytes:

@@ -27,10 +27,11 @@ FLAGS_MASK = (1 << len(SWITCHES)) - 1
 class Log:
     """Where the log goes, and which switches are on; `opener` gives a sink for a file's name.
 
-    `is_wanted` says that the log is on, as far as somebody can open it.
+    `is_wanted` says that the log is on, as far as somebody can open it. `flusher`, if there is one,
+    makes sure that all lines are where they belong.
     """
 
-    __slots__ = ("file", "flags", "is_wanted", "on_print", "opener", "sink")
+    __slots__ = ("file", "flags", "flusher", "is_wanted", "on_print", "opener", "sink")
 
     def __init__(self) -> None:
         self.flags = self.default_flags()
@@ -38,6 +39,7 @@ class Log:
         self.is_wanted = False
         self.sink: Sink | None = None
         self.opener: Callable[[bytes], Sink | None] | None = None
+        self.flusher: Callable[[], None] | None = None
         self.on_print: Callable[[bytes], None] | None = None
 
     @staticmethod
