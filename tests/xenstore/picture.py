@@ -50,10 +50,14 @@ def differences(one: State, other: State) -> list[tuple[str, object, object]]:
 
 
 def idle(server: XenstoreServer) -> None:
-    """Forgets all bytes on their way, so that state streams can be compared."""
+    """Forgets all bytes on their way, so that state streams can be compared; and the maxima, as
+    they were part of those."""
     for conn in server.connections:
         conn.drop_bytes()
         conn.events.clear()
+    accounts = server.store.accounts
+    for most in (accounts.most, *[account.most for account in accounts.by_domid.values()]):
+        most[:] = [0] * len(most)
 
 
 def _used(account: Account) -> dict[str, int]:

@@ -13,7 +13,9 @@ not a change but a new beginning (`State.adopt`).
 **Invariants.** A kind keeps its number and its fields for good: they may be written by one kernel
 and read by another. A change holds everything that doing it again needs, down to the clock. What
 one change says becomes true at once: a commit is one change, with all that it does. Bytes on
-their way (requests in part, answers and events not yet written) are not state, and no change.
+their way (requests in part, answers and events not yet written) are not state, and no change; nor
+are what they make of maxima, and the log's settings: who hands a journal over has to say them
+beside it (`kept`).
 
 Why tuples: nobody makes one unless somebody listens, and then it costs a tenth of a microsecond;
 objects with names would cost five times that.
