@@ -30,26 +30,12 @@ PATHS = (
     *(b"/local/domain/7", b"/local", b"/tool"),
 )
 RIGHTS = (
-    *(
-        b"n0\0",
-        b"r0\0",
-        b"b0\0",
-        b"b0\0",
-        b"w0\0",
-        b"n0\0r3\0",
-        b"n0\0w3\0b5\0",
-        b"n0\0b3\0r5\0n7\0",
-    ),
-    *(
-        b"n3\0",
-        b"r3\0b5\0",
-        b"b3\0n5\0",
-        b"n5\0r3\0",
-        b"b7\0",
-        b"n0\0r65535\0",
-        b"n7\0b65535\0r3\0",
-    ),
+    *(b"n0\0", b"r0\0", b"b0\0", b"b0\0", b"w0\0", b"n0\0r3\0", b"n0\0w3\0b5\0"),
+    *(b"n0\0b3\0r5\0n7\0", b"n0\0r5\0", b"n7\0b5\0", b"n3\0", b"r3\0b5\0", b"b3\0n5\0"),
+    *(b"n5\0r3\0", b"b7\0", b"n0\0r65535\0", b"n7\0b65535\0r3\0"),
 )
+# Few, for transactions to meet in: those that meet more often are only ever in conflict.
+FEW = (b"/a", b"/a", b"/a/b", b"/a/c", b"/a/b/c", b"/local/domain/3/x")
 NODES = (XS_WRITE, XS_WRITE, XS_MKDIR, XS_RM, XS_READ, XS_DIRECTORY, XS_GET_PERMS, XS_SET_PERMS)
 CHANGES = (XS_WRITE, XS_WRITE, XS_MKDIR, XS_RM, XS_SET_PERMS)
 TOKENS = (b"t", b"u", b"")
@@ -58,12 +44,13 @@ START, COMMIT, ABORT, WATCH, UNWATCH = "start", "commit", "abort", "watch", "unw
 Step = tuple[int, int | str, bytes, int]  # who, what, path, and a number that says the rest
 
 
-def steps(kinds: tuple[int | str, ...], most: int) -> st.SearchStrategy[list[Step]]:
+def steps(
+    kinds: tuple[int | str, ...], paths: tuple[bytes, ...] = PATHS, parties: int = 5
+) -> st.SearchStrategy[list[Step]]:
     """Lists of steps of such kinds."""
-    step = st.tuples(
-        st.integers(0, 4), st.sampled_from(kinds), st.sampled_from(PATHS), st.integers(0, 255)
-    )
-    return st.lists(step, max_size=most)
+    who = st.integers(0, parties - 1)
+    step = st.tuples(who, st.sampled_from(kinds), st.sampled_from(paths), st.integers(0, 255))
+    return st.lists(step, max_size=60)
 
 
 def play(listed: list[Step], *, has_target: bool = False, inside: int = 2) -> Play:
@@ -89,43 +76,40 @@ def play(listed: list[Step], *, has_target: bool = False, inside: int = 2) -> Pl
     return world
 
 
-@given(steps(NODES, 60), st.booleans())
-@settings(deadline=None, max_examples=120)
+@given(steps(NODES), st.booleans())
+@settings(deadline=None, max_examples=250)
 def test_nodes_and_rights_are_the_models(listed: list[Step], has_target: bool) -> None:
     play(listed, has_target=has_target)
 
 
-@given(steps((*NODES, *NODES, START, START, COMMIT, COMMIT, ABORT), 60))
-@settings(deadline=None, max_examples=120)
+@given(steps((*NODES, START, COMMIT, COMMIT, ABORT), FEW, 3))
+@settings(deadline=None, max_examples=250)
 def test_committed_transactions_are_a_serial_history(listed: list[Step]) -> None:
     play(listed)
 
 
-@given(steps((*CHANGES, *CHANGES, WATCH, WATCH, WATCH, UNWATCH, START, COMMIT), 60))
-@settings(deadline=None, max_examples=120)
+@given(steps((*CHANGES, *CHANGES, WATCH, WATCH, WATCH, UNWATCH, START, COMMIT)))
+@settings(deadline=None, max_examples=250)
 def test_watches_hear_of_what_they_may_know(listed: list[Step]) -> None:
     play(listed, inside=1)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 def test_all_that_is_compared_happens(seed: int) -> None:
     """Long plays: transactions that end in either way, events, and events that are kept back."""
     dice = random.Random(seed)
-    kinds: tuple[int | str, ...] = (
-        *NODES,
-        *NODES,
-        *CHANGES,
-        *[START] * 3,
-        *[COMMIT] * 3,
-        *[WATCH] * 3,
-        UNWATCH,
-    )
+    kinds: list[int | str] = [*NODES, *NODES, *CHANGES, UNWATCH]
+    kinds += [each for each in (START, COMMIT, WATCH) for _ in range(3)]
+    is_close = seed % 4 < 2
+    paths, parties = (FEW, 3) if is_close else (PATHS, 5)
+    if is_close:  # short transactions, with one reason at most to be in conflict
+        kinds += [COMMIT] * 6 + [XS_DIRECTORY] * 3
     listed: list[Step] = [
-        (dice.randrange(5), dice.choice(kinds), dice.choice(PATHS), dice.randrange(256))
+        (dice.randrange(parties), dice.choice(kinds), dice.choice(paths), dice.randrange(256))
         for _ in range(1200)
     ]
     counts = play(listed, has_target=bool(seed % 2)).counts
-    assert counts["committed"] > 15
-    assert counts["again"] > 15
-    assert counts["events"] > 200
-    assert counts["hidden"] > 100
+    assert counts["committed"] > 10
+    assert counts["again"] > 10
+    assert counts["events"] > 150
+    assert counts["hidden"] > (0 if is_close else 50)

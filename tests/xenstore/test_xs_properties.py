@@ -1,4 +1,4 @@
-"""The server core against a dict, against other ways to cut its input, and against noise."""
+"""The server core: conflicts, other ways to cut its input, noise. A model is in `test_xs_model`."""
 
 from __future__ import annotations
 
@@ -33,63 +33,6 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
-
-Tree = dict[bytes, bytes]
-
-
-def children(tree: Tree, path: bytes) -> list[bytes]:
-    prefix = path + b"/"
-    return [p[len(prefix) :] for p in tree if p.startswith(prefix) and b"/" not in p[len(prefix) :]]
-
-
-def model(tree: Tree, kind: int, path: bytes, value: bytes) -> bytes | str:
-    """What the request does to a dict of all paths, and the answer."""
-    if kind in (XS_WRITE, XS_MKDIR):
-        if kind == XS_WRITE or path not in tree:
-            parts = path[1:].split(b"/")
-            for depth in range(1, len(parts)):
-                tree.setdefault(b"/" + b"/".join(parts[:depth]), b"")
-            tree[path] = value if kind == XS_WRITE else b""
-        return b"OK\0"
-    if kind == XS_RM:
-        parent = path[: path.rfind(b"/")]
-        if path not in tree and parent and parent not in tree:
-            return "ENOENT"
-        for each in [p for p in tree if p == path or p.startswith(path + b"/")]:
-            del tree[each]
-        return b"OK\0"
-    if path not in tree:
-        return "ENOENT"
-    if kind == XS_READ:
-        return tree[path]
-    return b"".join([name + b"\0" for name in children(tree, path)])
-
-
-@given(STEPS, st.booleans())
-@settings(deadline=None, max_examples=60)
-def test_a_dict_behaves_the_same(steps: list[tuple[int, bytes, bytes, str]], commit: bool) -> None:
-    """Half of the requests in a transaction; it conflicts with any change outside."""
-    client = Client(XenstoreServer())
-    outside: Tree = {b"/tool": b"", b"/tool/xenstored": b""}
-    inside = dict(outside)
-    client.ask(XS_TRANSACTION_START, b"\0")
-    client.ask(XS_DIRECTORY, b"/\0", 1)  # so it depends on everything's parent
-    for kind, path, value, where in steps:
-        tree, tx_id = (inside, 1) if where == "inside" else (outside, 0)
-        if where == "outside" and kind in (XS_WRITE, XS_MKDIR, XS_RM):
-            continue
-        payload = path + b"\0" + (value if kind == XS_WRITE else b"")
-        answer = client.ask(kind, payload, tx_id)
-        assert answer == model(tree, kind, path, value)
-    assert client.ask(XS_TRANSACTION_END, b"T\0" if commit else b"F\0", 1) == b"OK\0"
-    now = inside if commit else outside
-    nodes = client.server.store.nodes
-    assert {path: node.value for path, node in nodes.items() if path != b"/"} == now
-    for path, node in nodes.items():
-        expected = children(now, b"" if path == b"/" else path)
-        assert sorted(node.list_names().split(b"\0")[:-1]) == sorted(expected)
-    assert client.server.store.check() == []
-    assert not client.server.store.pins
 
 
 @given(STEPS, st.integers(0, 59))
