@@ -9,7 +9,7 @@ from differential.ringguest import RingGuest
 from xenstore.talk import Message
 
 from hostile.target import expect
-from hostile.xsmachine import Machine
+from hostile.xsmachine import RING_BYTES, Machine
 from hostile.xsneighbour import BOARD
 from hostile.xsscript import Words
 from xenlive.abi import xs_ring
@@ -32,6 +32,7 @@ _UNSENT_MAX = 1 << 16
 
 #: In values, in names, and in what only the first domain of an id might read.
 SECRETS = (b"s3cr3t-of-0thers", b"h1dden-n4me")
+_SECRET_MAX = 32
 FORMER = b"f0r-the-f1rst"
 
 WORDS = Words(
@@ -68,12 +69,14 @@ class Attacker:
         self.page = self.machine.create(self.domid).page
         self.words = self.page.cast("I")
         self.unsent = self.received = b""
-        self.all_sent = b""
+        self._looked_at = 0
+        self._said: set[bytes] = set()
+        self._last_said = b""
         self.incarnation += 1
 
     def put(self, data: bytes) -> None:
         """Sends, as far as there is room by the indices, and rings."""
-        self.all_sent = (self.all_sent + data)[-_UNSENT_MAX:]
+        self._say(data)
         self.unsent = (self.unsent + data)[:_UNSENT_MAX]
         self.push()
         self.machine.rung_by(self.domid)
@@ -112,16 +115,36 @@ class Attacker:
         """Writes over the page."""
         at %= PAGE_SIZE
         data = data[: PAGE_SIZE - at]
-        self.all_sent += data
+        self._say(data)
         self.page[at : at + len(data)] = data
         self.machine.rung_by(self.domid)
+
+    def _say(self, data: bytes) -> None:
+        """What it says itself is no secret, should it ever hit on one."""
+        for secret in (*SECRETS, FORMER):
+            if secret in self._last_said + data:
+                self._said.add(secret)
+        self._last_said = (self._last_said + data)[-_SECRET_MAX:]
+
+    def be_greedy(self) -> None:
+        """Asks for more, if that is its habit and there is room."""
+        greedy = self.habit.greedy
+        if greedy and self.domid in self.machine.domains:
+            if len(self.unsent) < RING_BYTES:
+                more = greedy * (1 + RING_BYTES // len(greedy))
+                self._say(more)
+                self.unsent += more
+            self.push()
+            self.machine.rung_by(self.domid)
 
     def expect_no_secret(self) -> None:
         """It has not been told what it may not know."""
         area = bytes(self.page[1024:2048])
-        seen = self.received + b"|" + area + area[:32]
+        fresh = self.received[max(self._looked_at - _SECRET_MAX, 0) :]
+        self._looked_at = len(self.received)
+        seen = fresh + b"|" + area + area[:_SECRET_MAX]
         for secret in (*SECRETS, *((FORMER,) if self.incarnation else ())):
-            if secret not in self.all_sent:
+            if secret not in self._said:
                 expect(secret not in seen, f"domain {self.domid} is not told {secret!r}")
 
 

@@ -201,12 +201,7 @@ class RingWorld:
         heard = set(self.machine.heard)
         self.machine.heard.clear()
         for guest in self.guests:
-            if guest.habit.greedy and guest.domid in self.machine.domains:
-                if len(guest.unsent) < 1024:
-                    guest.unsent += guest.habit.greedy * (1 + 1024 // len(guest.habit.greedy))
-                guest.push()
-                self.machine.rung_by(guest.domid)
-                guest.all_sent += guest.habit.greedy
+            guest.be_greedy()
             if guest.domid in heard and not guest.habit.masked:
                 guest.take(1 << 16)
                 guest.push()
