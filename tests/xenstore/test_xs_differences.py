@@ -57,6 +57,7 @@ ROWS: list[tuple[str, int, bytes, Reply, Reply | None]] = [
     ("SET_PERMS of a bad path", XS_SET_PERMS, b"//\0n55\0", "ENOENT", "ENOENT"),
     ("an entry after the first", XS_SET_PERMS, b"/tool\0n0\0r65536\0", "EINVAL", OK),
     ("an entry after the first", XS_SET_PERMS, b"/tool\0n0\0r-1\0", "EINVAL", OK),
+    ("DOMID_ANY as the owner", XS_SET_PERMS, b"/tool\0n32757\0", "ENOENT", "ENOENT"),
     ("UNWATCH", XS_UNWATCH, b"/a//b\0t\0", "EINVAL", "ENOENT"),
     ("UNWATCH", XS_UNWATCH, b"/a\0t\0", "ENOENT", "ENOENT"),
     ("WATCH with a depth", XS_WATCH, b"/a\0t\x001\0", OK, "EINVAL"),

@@ -236,3 +236,47 @@ def test_the_state_stream_carries_it_with_port_unique_id_and_target(world: World
     assert (conn.ring.evtchn, conn.ring.unique_id, conn.target) == (105, 1 << 40, 6)
     assert (conn.unparsed, list(conn.watches)) == (b"half", [(b"/local/domain/5/x", b"t")])
     assert server.introduced == {0, 5, 6}
+
+
+def test_a_domain_that_is_known_loses_its_rights_to_nobody(world: World) -> None:
+    """Its id may be another's before anybody looks, introduced or not."""
+    for is_introduced in (False, True):
+        world.links.there[5] = DomainState(1, False)
+        world.dom0.ask(XS_WRITE, b"/a\0")
+        world.dom0.ask(XS_WRITE, b"/b\0")
+        assert world.dom0.ask(XS_SET_PERMS, b"/a\0n5\0") == OK
+        assert world.dom0.ask(XS_SET_PERMS, b"/b\0n0\0b5\0") == OK
+        world.links.there[5] = DomainState(2, False)
+        if is_introduced:
+            assert world.dom0.ask(XS_INTRODUCE, b"5\x000\x001\0") == OK
+        else:
+            domains.check(world.server)
+            assert 5 not in world.server.store.domains
+        assert world.dom0.ask(XS_READ, b"/a\0") == "ENOENT"
+        assert world.dom0.ask(XS_GET_PERMS, b"/b\0") == b"n0\0"
+    domains.check(world.server)
+    assert world.introduced(5)
+
+
+def test_what_an_earlier_kernel_knew_is_looked_at_again(world: World) -> None:
+    """Unique ids of domains without a ring are not in the stream: the next look has them."""
+    world.links.there[5] = DomainState(1, False)
+    world.dom0.ask(XS_WRITE, b"/a\0")
+    assert world.dom0.ask(XS_SET_PERMS, b"/a\0n5\0") == OK
+    fds = dict.fromkeys(world.server.connections, 10)
+    stream = b"".join(encode_state(world.server, listen_fd=-1, evtchn_fd=-1, fd_of=fds.__getitem__))
+    after = XenstoreServer()
+    load_state(after, stream)
+    links = FakeLinks(after)
+    links.there = {5: DomainState(1, False)}
+    domains.check(after)
+    assert b"/a" in after.store.nodes
+    links.there[5] = DomainState(2, False)
+    domains.check(after)
+    assert b"/a" not in after.store.nodes
+
+
+@pytest.mark.parametrize(("number", "answer"), [(b"-0", OK), (b"+5", OK), (b"-1", "EINVAL")])
+def test_domids_are_read_as_strtoul_does(world: World, number: bytes, answer: object) -> None:
+    world.guest(5)
+    assert world.dom0.ask(XS_SET_TARGET, b"5\0" + number + b"\0") == answer

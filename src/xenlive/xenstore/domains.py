@@ -95,7 +95,9 @@ def do_introduce(server: XenstoreServer, conn: Connection, request: Request, vie
     if guest is None:
         if server.links is None:
             raise XenstoreError("EINVAL")  # no machine, no such domain
+        _forget_if_another(server, domid, server.links.state(domid))
         guest = server.links.connect(domid, port)
+        server.unique_ids.pop(domid, None)  # from now on the ring has it
         server.introduce(guest)
         if domid != _DOM0:
             _fire(server, _INTRODUCED, domid)
@@ -146,8 +148,12 @@ def learn(server: XenstoreServer, texts: list[bytes]) -> None:
         if not number.isdigit() or len(number) > 5:
             continue
         domid = int(number)
-        if domid not in server.store.domains and server.links.state(domid) is not None:
+        if domid in server.store.domains:
+            continue
+        state = server.links.state(domid)
+        if state is not None:
             server.store.add_domain(domid)
+            server.unique_ids[domid] = state.unique_id
 
 
 def check(server: XenstoreServer) -> None:
@@ -162,6 +168,8 @@ def check(server: XenstoreServer) -> None:
         if guest is None or guest.ring is None:
             if state is None:
                 _forget_rights(server, domid)
+            elif not _forget_if_another(server, domid, state):
+                server.unique_ids.setdefault(domid, state.unique_id)
             continue
         ring = guest.ring
         if ring.unique_id is None and state is not None:
@@ -193,6 +201,15 @@ def forget(server: XenstoreServer, guest: Connection) -> None:
     _fire(server, _RELEASED, domid)
 
 
+def _forget_if_another(server: XenstoreServer, domid: int, state: DomainState | None) -> bool:
+    """Takes the rights of a known domain without a ring away if its id is another's by now."""
+    known = server.unique_ids.get(domid)
+    if known is None or state is None or state.unique_id == known:
+        return False
+    _forget_rights(server, domid)
+    return True
+
+
 def _forget_rights(server: XenstoreServer, domid: int) -> None:
     """Removes a domain's own nodes, and what the others say of it (`domain_tree_remove`)."""
     for path in server.store.owned_by(domid):
@@ -200,6 +217,7 @@ def _forget_rights(server: XenstoreServer, domid: int) -> None:
         if path in server.store.nodes and path != b"/":
             server.remove_subtree(path, None)
     server.forget_domain(domid)
+    server.unique_ids.pop(domid, None)
 
 
 def _fire(server: XenstoreServer, name: bytes, domid: int) -> None:

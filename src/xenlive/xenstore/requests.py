@@ -18,6 +18,7 @@ from xenlive.abi.xs_ring import (
     XENSTORE_SERVER_FEATURE_WATCHDEPTH,
 )
 from xenlive.abi.xs_wire import (
+    DOMID_ANY,
     DOMID_SELF,
     XENSTORE_PAYLOAD_MAX,
     XS_CONTROL,
@@ -182,6 +183,8 @@ def do_set_perms(server: XenstoreServer, conn: Connection, request: Request, vie
     old = server.store.fresh_perms(node)
     if not conn.privileged and perms.owner_of(wanted) != perms.owner_of(old):
         raise XenstoreError("EPERM")
+    if perms.owner_of(wanted) == DOMID_ANY:
+        raise XenstoreError("ENOENT")  # nobody would pay for it
     limits.check_permissions(conn, view, node, wanted)
     view.put_perms(path, node, wanted)
     server.changed(conn, view, path, old)
