@@ -68,7 +68,8 @@ class Attacker:
         """A new domain of that id, with a page of its own."""
         self.page = self.machine.create(self.domid).page
         self.words = self.page.cast("I")
-        self.unsent = self.received = b""
+        self.unsent = b""
+        self.received = bytearray()
         self._looked_at = 0
         self._said: set[bytes] = set()
         self._last_said = b""
@@ -142,7 +143,7 @@ class Attacker:
         area = bytes(self.page[1024:2048])
         fresh = self.received[max(self._looked_at - _SECRET_MAX, 0) :]
         self._looked_at = len(self.received)
-        seen = fresh + b"|" + area + area[:_SECRET_MAX]
+        seen = bytes(fresh) + b"|" + area + area[:_SECRET_MAX]
         for secret in (*SECRETS, *((FORMER,) if self.incarnation else ())):
             if secret not in self._said:
                 expect(secret not in seen, f"domain {self.domid} is not told {secret!r}")

@@ -40,8 +40,10 @@ from xenlive.stubdom.rings import RingLinks
 from xenlive.xenstore.quota import TRANSACTIONS, WATCHES
 from xenlive.xenstore.stream import load_state
 
-#: Turns after which a server has nothing left to do, unless somebody goes on asking.
+#: Turns after which a server has nothing left to do, unless somebody goes on asking; and how many
+#: more for each request that still waits to be sent: the largest answer is five rings full.
 IDLE_TURNS = 300
+TURNS_PER_REQUEST = 6
 GREEDY_TURNS = 40
 # What an account does not stop: small answers up to their quota, and one message more of each kind.
 _UNREAD_MAX = QUOTAS["memory"] + 2 * 4112 + (QUOTAS["outstanding"] + 2) * 32
@@ -210,11 +212,13 @@ class RingWorld:
     def settle(self) -> None:
         """Turns until there is nothing to do, or some if there will always be something."""
         is_greedy = any(guest.habit.greedy for guest in self.guests)
-        for _ in range(GREEDY_TURNS if is_greedy else IDLE_TURNS):
+        waiting = sum(len(guest.unsent) // XSD_SOCKMSG.size for guest in self.guests)
+        most = IDLE_TURNS + waiting * TURNS_PER_REQUEST
+        for _ in range(GREEDY_TURNS if is_greedy else most):
             if not self.turn():
                 break
         else:
-            expect(is_greedy, f"the server is done after {IDLE_TURNS} turns")
+            expect(is_greedy, f"the server is done after {most} turns")
         for guest in self.guests:
             guest.expect_no_secret()
         self._expect_bounds()
@@ -280,7 +284,7 @@ class RingWorld:
 
     def _note_answers(self, guest: Attacker) -> None:
         """Which answers a guest has read, as far as they are messages."""
-        at, data = 0, guest.received
+        at, data = 0, bytes(guest.received)
         while at + XSD_SOCKMSG.size <= len(data):
             kind, _, _, length = XSD_SOCKMSG.unpack(data, at)
             at += XSD_SOCKMSG.size

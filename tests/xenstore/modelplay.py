@@ -281,8 +281,8 @@ def shown_as(caller: Caller, watch: Watch, path: bytes) -> bytes:
 def shaped(request: Request, got: bytes | str, is_doomed: bool = False) -> Answer:
     """An answer without what is not promised: the order of a directory.
 
-    That no name comes twice is: but of a transaction that is in conflict already, where a child
-    that others removed can be made again.
+    That no name comes twice is, but for a transaction that is in conflict already: a child that
+    others removed can be made again in it, as with the C daemon.
     """
     if request.kind == XS_DIRECTORY and isinstance(got, bytes):
         names = got.split(b"\0")[:-1]
