@@ -1,4 +1,7 @@
-"""The long comparison: `python -m differential --peer c --seeds 1000`, from the `tests` folder."""
+"""The long comparison: `python -m differential --peer c --seeds 1000`, from the `tests` folder.
+
+With `--xen-tree DIR`, a checkout of Xen's development tree, its C daemon is built, and compared.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 from differential.comparing import Finding, Outcome, compare, shrink
-from differential.daemons import c_peer, ocaml_peer
+from differential.daemons import DaemonPeer, c_peer, ocaml_peer
 from differential.known_c import C_4_17
+from differential.known_newest import NEWEST
 from differential.known_ocaml import OCAML_4_17
 from differential.ours import OurPeer
 from differential.playing import play
 from differential.steps import Step, sequence
+from peer.newest import NewestDaemon, build_newest
 
 PEERS = {"c": c_peer, "ocaml": ocaml_peer}
 #: Peers whose sequences are plain ones.
@@ -39,10 +44,21 @@ def shorter(peer: str, steps: list[Step], finding: Finding, folder: Path) -> lis
     return shrink(steps[: finding.index + 1], fails)
 
 
+def add_newest(program: Path) -> None:
+    """Has the daemon that was built among the peers."""
+
+    def newest_peer(folder: Path, build_folder: Path) -> DaemonPeer:
+        return DaemonPeer(NewestDaemon(folder, program, shim_folder=build_folder))
+
+    PEERS["newest"] = newest_peer
+    KNOWN["newest"] = NEWEST
+
+
 def main() -> int:
     """Compares as many sequences as were asked for; 1 if there was a finding."""
     parser = argparse.ArgumentParser(prog="differential", description=__doc__)
     parser.add_argument("--peer", choices=[*PEERS], action="append")
+    parser.add_argument("--xen-tree", type=Path, help="compare with its C daemon alone")
     parser.add_argument("--seeds", type=int, default=200, help="how many sequences a peer")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--length", type=int, default=300, help="steps in a sequence")
@@ -52,7 +68,11 @@ def main() -> int:
     findings = 0
     with tempfile.TemporaryDirectory(prefix="differential-") as name:
         folder = Path(name)
-        for peer in options.peer or PEERS:
+        peers = options.peer or [*PEERS]
+        if options.xen_tree is not None:
+            add_newest(build_newest(options.xen_tree, folder))
+            peers = ["newest"]
+        for peer in peers:
             met: Counter[str] = Counter()
             compared = 0
             for seed in range(options.first, options.first + options.seeds):

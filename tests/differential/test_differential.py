@@ -11,6 +11,7 @@ import pytest
 from differential.__main__ import KNOWN, PEERS, PLAIN, run
 from differential.comparing import Outcome, compare, shrink
 from differential.known_c import C_4_17
+from differential.known_newest import NEWEST, SHARED
 from differential.ours import OurPeer
 from differential.playing import Heard, Record, play
 from differential.steps import Step, sequence
@@ -44,6 +45,12 @@ def test_the_page_has_each_difference(peer: str) -> None:
     section = PAGE.read_text().partition(f"## Sequences, {heading}\n")[2].partition("\n## ")[0]
     rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
     assert sorted(rows[1:]) == sorted(each.name for each in KNOWN[peer])
+
+
+def test_the_page_has_what_differs_from_the_newest() -> None:
+    rows = [line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if "|" in line]
+    assert [each.name for each in NEWEST if each.name not in rows] == []
+    assert {each.name for each in NEWEST} >= SHARED
 
 
 def test_a_sequence_is_its_seed() -> None:
