@@ -13,6 +13,7 @@ from peer.tools import build_shim, c_xenstored
 from xenstore.talk import Client, decode, encode
 
 from xenlive.abi.xs_wire import (
+    XS_CONTROL,
     XS_DIRECTORY,
     XS_GET_PERMS,
     XS_READ,
@@ -37,6 +38,10 @@ def test_the_c_daemon_goes_on_from_our_state(tmp_path: Path, peer_build_folder: 
         writer.ask(XS_WRITE, b"/vm/%d/name\0guest %d" % (number % 7, number))
     writer.ask(XS_SET_PERMS, b"/vm/1/name\0b0\0r5\0")
     watcher.ask(XS_WATCH, b"/vm\0tok en\0")
+    # What is told under names of our own is passed over: a log, a domain that is not there yet.
+    writer.ask(XS_CONTROL, b"log\0+tdb\0")
+    server.store.add_domain(9)
+    server.set_quota("nodes", 7, 9)
     listing = writer.ask(XS_DIRECTORY, b"/vm\0")
     assert isinstance(listing, bytes)
     # Half a request, which the next daemon gets the rest of.
