@@ -9,6 +9,8 @@ interrupted too if that hangs in its turn: a run of all tests always comes to it
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,10 @@ from types import FrameType
 import pytest
 from peer.c_daemon import CDaemon
 from peer.tools import INSTALL_HINT, build_xsbench, missing_peers, peers_required
+
+from xenlive.builder.compiled import build_compiled, missing
+
+COMPILED_VERSION = "7.7+compiled"
 
 #: Far more than any test takes on a busy machine.
 LIMIT_S = 300.0
@@ -79,6 +85,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def peer_build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where programs built from C are kept for the whole run."""
     return tmp_path_factory.mktemp("peer")
+
+
+@pytest.fixture(scope="session")
+def compiled_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of ours that is machine code in part: built once for all processes of a run."""
+    if (lacking := missing()) and not peers_required():
+        pytest.skip(lacking)
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    with (shared / "compiled.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        image = shared / "compiled"
+        return image if image.exists() else build_compiled(image, COMPILED_VERSION)
 
 
 @pytest.fixture

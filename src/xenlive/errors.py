@@ -15,6 +15,7 @@ do next; `offset` and `value` say where and what, when a byte or a number is to 
     ├── NinePError       a 9P server's Rerror answer; carries its errno
     ├── XenstoreError    a Xenstore server's ERROR answer; carries its name, such as "ENOENT"
     ├── ConfigError      a configuration or an option that can't be used
+    ├── BuildError       an image can't be built here
     ├── BootError        a kernel can't boot, and which check stopped it
     └── UpdateError      a live update was refused or undone, and at which step
 
@@ -138,6 +139,10 @@ class ConfigError(XenliveError):
         self.line = line
         self.why = why
         super().__init__(f"{source}:{line}: {why}" if line else f"{source}: {why}")
+
+
+class BuildError(XenliveError):
+    """An image can't be built on this machine; the message says what that takes."""
 
 
 class BootError(XenliveError):

@@ -18,7 +18,7 @@ from peer.tools import client_tool, missing_peers, peers_required, xenstore_cont
 
 from xenlive.client.blocking import Xenstore
 
-SERVERS = ("c-daemon", "xenlive")
+SERVERS = ("c-daemon", "xenlive", "compiled")
 TOOL_TIMEOUT_S = 30.0
 
 _numbers = itertools.count(1)
@@ -27,20 +27,27 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextmanager
-def running(name: str, folder: Path, build_folder: Path) -> Iterator[Server]:
-    """The server `name`, started in `folder` and ended afterwards."""
+def running(
+    name: str, folder: Path, build_folder: Path, image: Path | None = None
+) -> Iterator[Server]:
+    """The server `name`, of `image` if that is given, started in `folder` and ended afterwards."""
     if missing_peers() and not peers_required():
         pytest.skip("Debian's Xenstore tools are missing")
     server: Server
     if name == "c-daemon":
         server = CServer(folder / "run", shim_folder=build_folder)
     else:
-        server = XenliveServer(folder / "run")
+        server = XenliveServer(folder / "run", image)
     server.start()
     try:
         yield server
     finally:
         server.stop()
+
+
+def image_of(request: pytest.FixtureRequest) -> Path | None:
+    """The image that the server which `request` names is to run; None is its own."""
+    return request.getfixturevalue("compiled_image") if request.param == "compiled" else None
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -51,7 +58,7 @@ def server(
 ) -> Iterator[Server]:
     """A server that the module's tests share."""
     folder = tmp_path_factory.mktemp(str(request.param))
-    with running(str(request.param), folder, peer_build_folder) as started:
+    with running(request.param, folder, peer_build_folder, image_of(request)) as started:
         yield started
 
 
@@ -60,7 +67,7 @@ def own_server(
     request: pytest.FixtureRequest, tmp_path: Path, peer_build_folder: Path
 ) -> Iterator[Server]:
     """A server for one test alone."""
-    with running(str(request.param), tmp_path, peer_build_folder) as started:
+    with running(request.param, tmp_path, peer_build_folder, image_of(request)) as started:
         yield started
 
 

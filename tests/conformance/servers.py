@@ -75,8 +75,8 @@ class XenliveServer:
 
     @property
     def image(self) -> str:
-        """The installed xenlive."""
-        return installed_image()
+        """What it was started with, or the installed xenlive."""
+        return self._boots[0] if self._boots else installed_image()
 
     @property
     def pid(self) -> int:

@@ -29,7 +29,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     # of nodes
     "value": ("store.py:Node", STORE, TRANSACTION, TX_NODE, "transaction.py:LogEntry", READER),
     "perms": ("store.py:Node", STORE, TRANSACTION, TX_NODE, "transaction.py:LogEntry", READER),
-    "generation": ("store.py:Node", STORE, TRANSACTION, TX_NODE, READER),
+    "generation": ("store.py:Node", STORE, TRANSACTION, TX_NODE),
     "directory": ("store.py:Node", STORE, READER),
     "paths": ("store.py:Directory", STORE),
     "names_bytes": ("store.py:Directory",),

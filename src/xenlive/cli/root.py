@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("xenlive.cli.demo:demo_command", "Update a loaded Xenstore twice, and measure."),
     "up": ("xenlive.cli.up:up_command", "Run a Xenstore stub domain in the foreground."),
     "update": ("xenlive.cli.update:update_command", "Replace a running domain's code."),
+    "build": ("xenlive.cli.build:build_command", "Make an image, to boot or to update to."),
     "status": ("xenlive.cli.status:status_command", "Say what runs, and since when."),
     "boot": ("xenlive.cli.boot:boot_command", "Run a PVH kernel on an emulated machine."),
     "inspect": ("xenlive.cli.inspect:inspect_command", "Describe handed-over memory."),

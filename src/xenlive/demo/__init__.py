@@ -4,8 +4,7 @@
 
     tree.py      what the store must hold: the plan that nodes and permissions are held against
     load.py      a process of its own: clients, watchers and the checking of every answer
-    world.py     what can be updated and looked at; `hosted.py` is the real one
-    images.py    builds kernels B and C
+    world.py     what can be updated and looked at; `hosted.py` is the real one, of built images
     verdict.py   evidence in, named checks out: pure
     story.py     what people see; `report.py` what programs see
 

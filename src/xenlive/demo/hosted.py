@@ -28,7 +28,7 @@ from typing import Any
 
 from xenlive.abi.kexec_module import PG2REC_OFFSET
 from xenlive.abi.xen9pfs import INTERFACE, MAX_RING_ORDER
-from xenlive.demo.images import build_folder, build_zipapp
+from xenlive.builder.images import build_folder, build_zipapp
 from xenlive.demo.loadproc import DemoError
 from xenlive.demo.run import failed_report
 from xenlive.demo.world import (

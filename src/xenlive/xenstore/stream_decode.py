@@ -368,12 +368,7 @@ class _Reader:
             path = data[path_at : value_at - 1]
             if data_len > XENSTORE_PAYLOAD_MAX or path_len < 2 or data[value_at - 1]:
                 raise self.fail("state-bad-node", "path or value is not sound", path)
-            # Node.__init__ spelled out: this is most of what an update's clients wait for.
-            node = new(Node)
-            node.value = data[value_at:value_end]
-            node.perms = node_perms
-            node.generation = generation
-            node.directory = None
+            node = Node(data[value_at:value_end], node_perms, generation)
             cut = path.rfind(b"/")
             if cut < 0 or cut + 2 == path_len:
                 self._add_odd_node(path, node)

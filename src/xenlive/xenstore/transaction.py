@@ -179,10 +179,10 @@ class Transaction:
     @classmethod
     def restore(cls, store: Store, nodes: dict[bytes, TxNode], log: list[LogEntry]) -> Transaction:
         """One that was open before: the children of its nodes are pinned in `store` again."""
-        restored = cls.__new__(cls)
-        restored._store, restored.nodes, restored.log = store, nodes, log
-        restored.owner = restored.number = restored._memory = 0
-        restored._account, restored.failed = None, False
+        generation = store.generation
+        restored = cls(store, 0, 0)
+        store.generation = generation  # it has started before
+        restored.nodes, restored.log = nodes, log
         return restored
 
     def use(self, account: Account) -> None:

@@ -20,6 +20,10 @@ run with `--preflight` in place of the channel, says what it is in one line, and
 code of all modules that this took into `LOADED`, the descriptor of a memfd. After kexec they come
 from there: Python searching for sixty files would be waited for by every client. The kernel keeps
 its memfd as long as it runs: it is what comes back, as `KEPT`, whatever has become of the files.
+
+Modules of an image that are machine code (`builder/compiled.py`) travel as the bytes of their
+shared objects. The loader wants files: each is given one in memory, under a name that no other had,
+as it takes the same name for the same library.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ LOAD_END = PhysAddr(0x100000)
 
 # Kept as text: the old kernel must be able to enter a new one after its own files are gone.
 ENTRY = f"""
-import marshal, posix, sys
+import _imp, marshal, posix, sys
 image, channel, start_info, fallback, fallback_start_info, reason, loaded, kept = sys.argv[1:9]
 committed = False
 main, code, modules = image, None, {{}}
@@ -56,6 +60,7 @@ execv, path = posix.execv, sys.executable
 come_back = [path, "-I", "-S", "-c", sys.orig_argv[4], fallback, channel, fallback_start_info]
 
 class Loaded:
+    shared_objects = 0
     @staticmethod
     def find_spec(name, path, target=None):
         if name not in modules:
@@ -68,10 +73,29 @@ class Loaded:
         return spec
     @staticmethod
     def create_module(spec):
-        return None
+        origin, _, code = modules[spec.name]
+        if type(code) is not bytes:
+            return None
+        Loaded.shared_objects += 1
+        fd = posix.memfd_create(spec.name, posix.MFD_CLOEXEC)
+        write_all(fd, code)
+        spec.origin = "/proc/self/fd" + "/" * Loaded.shared_objects + str(fd)
+        try:
+            return _imp.create_dynamic(spec)
+        finally:
+            spec.origin = origin
+            posix.close(fd)
     @staticmethod
     def exec_module(module):
-        exec(modules[module.__name__][2], module.__dict__)
+        code = modules[module.__name__][2]
+        if type(code) is bytes:
+            _imp.exec_dynamic(module)
+        else:
+            exec(code, module.__dict__)
+
+def write_all(fd, data):
+    while data:
+        data = data[posix.write(fd, data):]
 
 class NoSignOfLife(BaseException):
     "Not an Exception: a kernel that hangs must not be able to go on by habit."
@@ -107,9 +131,10 @@ def save_modules(fd):
             origin = spec.origin or module.__file__
             is_package = spec.submodule_search_locations is not None
             modules[name] = origin, is_package, spec.loader.get_code(name)
-    data = marshal.dumps((main, code, modules))
-    while data:
-        data = data[posix.write(fd, data):]
+        elif spec is not None and type(spec.loader).__name__ == "ExtensionFileLoader":
+            if spec.origin.startswith(sys.path[0] + "/"):
+                modules[name] = spec.origin, False, spec.loader.get_data(spec.origin)
+    write_all(fd, marshal.dumps((main, code, modules)))
 
 import _signal
 if fallback:

@@ -25,10 +25,10 @@ from pathlib import Path
 import xenlive
 from xenlive.errors import ConfigError
 
-NOT_IN_A_DOMAIN = ("cli", "client", "demo", "dump", "sim")
+NOT_IN_A_DOMAIN = ("builder", "cli", "client", "demo", "dump", "sim", "testing")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
-MAIN = '''"""A kernel of xenlive, built by its demo."""
+MAIN = '''"""A kernel of xenlive."""
 
 import sys
 
@@ -47,9 +47,14 @@ def build_folder(target: Path, version: str) -> Path:
     FileExistsError if it is there already, ConfigError for a version that is none.
     """
     _copy_package(target, version)
-    for source in sorted(target.rglob("*.py")):
-        _compile(source, None, str(source))
+    compile_folder(target)
     return target
+
+
+def compile_folder(folder: Path) -> None:
+    """Puts the byte code of each module below `folder` where Python looks for it."""
+    for source in sorted(folder.rglob("*.py")):
+        _compile(source, None, str(source))
 
 
 def build_zipapp(target: Path, version: str) -> Path:

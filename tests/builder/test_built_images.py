@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import xenlive
+from xenlive.builder.images import NOT_IN_A_DOMAIN, build_folder, build_zipapp
 from xenlive.demo.hosted import make_images
-from xenlive.demo.images import NOT_IN_A_DOMAIN, build_folder, build_zipapp
 from xenlive.errors import ConfigError
 from xenlive.machine.hosted.image import preflight_command, validate_image
 
