@@ -1,8 +1,10 @@
 """`make bench`: our Xenstore beside Debian's C daemon, on this machine, in this hour.
 
+Ours is measured as it is installed, and as an image that was compiled (`xenlive build --compiled`).
+
     bench/run.py [--quick] [--json FILE] [--rounds N]
 
-Absolute numbers say more about the machine than about the server. So both servers run in turns
+Absolute numbers say more about the machine than about the server. So the servers run in turns
 within one run, the order changes from round to round, and what counts is the median of the
 rounds' ratios. CPU time a request is steadier than requests a second.
 
@@ -36,7 +38,11 @@ from measure import NODES, Bench, BenchError, Workload  # noqa: E402
 from peer.tools import build_xsbench, missing_peers  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from servers import C_DAEMON, OURS, CSubject, Subject, XenliveSubject  # noqa: E402
+from servers import C_DAEMON, COMPILED, OURS, CSubject, Subject, XenliveSubject  # noqa: E402
+
+from xenlive import __version__  # noqa: E402
+from xenlive.builder.compiled import build_compiled  # noqa: E402
+from xenlive.errors import XenliveError  # noqa: E402
 
 T = TypeVar("T")
 CHILDREN = 20_000
@@ -45,13 +51,15 @@ UPDATE_NODES = (1_000, 10_000, 100_000)
 
 @dataclass
 class Row:
-    """One line of the result: medians of both servers, median of ours divided by the C daemon's."""
+    """One line of the result: medians of each server, and of ours divided by the C daemon's."""
 
     name: str
     unit: str
     c: float
     xenlive: float
+    compiled: float
     ratio: float
+    compiled_ratio: float
     more_is_better: bool
 
 
@@ -86,9 +94,12 @@ class Run:
         self._quick = quick
         self._say = say
         self._bench = Bench(build_xsbench(folder))
+        self._image = folder / "image"
 
     def measure(self) -> None:
         """Measures all; BenchError if something went wrong."""
+        self._say("compiling")
+        build_compiled(self._image, __version__)
         self._speeds()
         self._children()
         for nodes in UPDATE_NODES[:2] if self._quick else UPDATE_NODES:
@@ -134,11 +145,12 @@ class Run:
 
     def _subjects(self) -> list[Subject]:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        return [CSubject(folder, self._folder), XenliveSubject(folder)]
+        ours = [XenliveSubject(folder), XenliveSubject(folder, self._image)]
+        return [CSubject(folder, self._folder), *ours]
 
     @contextmanager
     def _servers(self, nodes: int) -> Iterator[list[Subject]]:
-        """Both servers, running, with so many nodes."""
+        """All servers, running, with so many nodes."""
         subjects = self._subjects()
         try:
             for subject in subjects:
@@ -161,10 +173,13 @@ class Run:
     def _add(
         self, name: str, unit: str, found: dict[str, list[float]], *, more_is_better: bool = False
     ) -> None:
-        pairs = zip(found[OURS], found[C_DAEMON], strict=True)
-        ratio = statistics.median(ours / theirs if theirs else 0.0 for ours, theirs in pairs)
-        c, xenlive = (statistics.median(found[who]) for who in (C_DAEMON, OURS))
-        self.rows.append(Row(name, unit, c, xenlive, ratio, more_is_better))
+        def ratio(who: str) -> float:
+            pairs = zip(found[who], found[C_DAEMON], strict=True)
+            return statistics.median(ours / theirs if theirs else 0.0 for ours, theirs in pairs)
+
+        c, ours, compiled = (statistics.median(found[who]) for who in (C_DAEMON, OURS, COMPILED))
+        ratios = ratio(OURS), ratio(COMPILED)
+        self.rows.append(Row(name, unit, c, ours, compiled, *ratios, more_is_better))
 
 
 def draw(rows: list[Row]) -> Table:
@@ -172,12 +187,14 @@ def draw(rows: list[Row]) -> Table:
     table = Table(title="xenlive beside Debian's C xenstored", title_justify="left")
     table.add_column("what")
     table.add_column("unit")
-    for name in (C_DAEMON, OURS, "ratio"):
+    for name in (C_DAEMON, OURS, "ratio", COMPILED, "ratio"):
         table.add_column(name, justify="right")
     for row in rows:
-        good = row.ratio >= 1 if row.more_is_better else row.ratio <= 1
-        ratio = f"[{'green' if good else 'yellow'}]{row.ratio:.2f}[/]"
-        table.add_row(row.name, row.unit, _short(row.c), _short(row.xenlive), ratio)
+        figures = [_short(row.c)]
+        for value, ratio in ((row.xenlive, row.ratio), (row.compiled, row.compiled_ratio)):
+            good = ratio >= 1 if row.more_is_better else ratio <= 1
+            figures += [_short(value), f"[{'green' if good else 'yellow'}]{ratio:.2f}[/]"]
+        table.add_row(row.name, row.unit, *figures)
     return table
 
 
@@ -214,7 +231,7 @@ def main() -> int:
             run.measure()
             figures = kexec_figures.measure(quick=options.quick, say=status.update)
             emulator = emulator_figures.measure(quick=options.quick, say=status.update)
-        except (BenchError, RuntimeError, emulator_figures.Unmeasured) as error:
+        except (BenchError, XenliveError, RuntimeError, emulator_figures.Unmeasured) as error:
             console.print(draw(run.rows))
             console.print(f"stopped: {error}", style="red", markup=False)
             return 1

@@ -1,4 +1,4 @@
-"""The servers that are measured: Debian's C daemon and `xenlive up`, pinned to a CPU.
+"""The servers that are measured, each pinned to a CPU: Debian's C daemon, ours, ours compiled.
 
 **Invariants.** Both are started by the code that the tests start them with. `pids` are the
 processes whose CPU time counts as the server's: for ours the domain and its host.
@@ -15,6 +15,7 @@ from peer.tools import xenstore_control
 
 C_DAEMON = "C 4.17"
 OURS = "xenlive"
+COMPILED = "compiled"
 CPUCLOCK_SCHED = 2  # of the Linux kernel: what the scheduler counted, in nanoseconds
 
 
@@ -49,12 +50,11 @@ class CSubject:
 
 
 class XenliveSubject:
-    """`xenlive up`."""
+    """`xenlive up`, of the installed xenlive or of a compiled image."""
 
-    name = OURS
-
-    def __init__(self, folder: Path) -> None:
-        self.server = XenliveServer(folder / "xenlive")
+    def __init__(self, folder: Path, image: Path | None = None) -> None:
+        self.name = OURS if image is None else COMPILED
+        self.server = XenliveServer(folder / self.name, image)
         self.socket_path = self.server.socket_path
 
     def start(self, prefix: tuple[str, ...]) -> None:
@@ -73,7 +73,8 @@ class XenliveSubject:
 
     def update_command(self) -> list[str]:
         """What updates it to itself."""
-        return [sys.executable, "-m", "xenlive", "update", "--rundir", str(self.server.rundir)]
+        update = [sys.executable, "-m", "xenlive", "update", "--rundir", str(self.server.rundir)]
+        return [*update, self.server.image]
 
     def environment(self) -> dict[str, str]:
         """The environment in which `update_command` finds it."""
