@@ -1,4 +1,4 @@
-"""What epoll tells once is heard to its end: each way in which something could be left over."""
+"""Whatever a client leaves in its socket is heard: long, cut off, last words, a halted batch."""
 
 from __future__ import annotations
 
@@ -99,23 +99,14 @@ def test_the_rest_of_a_batch_that_was_halted(world: World) -> None:
 
 
 def test_bytes_that_come_with_descriptors(world: World) -> None:
-    """A read ends behind those. What waits behind them is read with what comes next, if not sooner.
-
-    No client of a Xenstore sends any: whoever does waits for itself.
-    """
-    client, other = world.client(), world.client()
+    """A read ends behind those, whatever comes after; the descriptors are nobody's."""
+    client = world.client()
     request = encode(XS_READ, b"/tool\0")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
     world.inside(world.loop.freeze)
     for _ in range(3):
         client.socket.sendmsg([request], rights)
-    world.inside(world.loop.thaw)
-    assert other.ask(XS_READ, b"/tool\0") == b""
-    assert client.message() == Message(XS_READ, 0, 0, b"")
-    for _ in range(2):
         client.send(request)
+    world.inside(world.loop.thaw)
+    for _ in range(6):
         assert client.message() == Message(XS_READ, 0, 0, b"")
-    client.socket.shutdown(socket.SHUT_WR)
-    while (message := client.message()) is not None:
-        assert message == Message(XS_READ, 0, 0, b"")
-    assert other.ask(XS_READ, b"/tool\0") == b""

@@ -17,13 +17,6 @@ know). Both count all that waits, headers and what an earlier kernel left includ
 nothing more when more is added. While frozen, no byte of a client is read or written, and nothing
 of a client's is lost.
 
-Clients are registered edge-triggered: the kernel looks at a ready one once and not, as it would
-otherwise, again at the next wait (5 to 8 % of a request). So whatever was told and not used up has
-to be asked for again (`_hear_again`): after a read that may have left something, after a client's
-end was told together with its last bytes, and for the rest of a batch that nobody looks at. (Who
-sends descriptors with its bytes, which no client of a Xenstore does, ends our reads early: what is
-behind them waits for what it sends next.)
-
 Why not asyncio: it costs 40 ms of import at each live update, and half of the requests a second.
 """
 
@@ -50,7 +43,6 @@ ACCEPT_RETRY_S = 0.2
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
-_EDGE = select.EPOLLET | select.EPOLLRDHUP  # the end is told as such, not only as input
 _DEAF = -1  # a connection's mask while epoll does not know it
 _MAX_EVENTS = 128
 
@@ -123,7 +115,7 @@ class ServeLoop(ClientLoop):
         conn.fd = fd
         conn.mask = _IN
         self._clients[fd] = conn
-        self._world.register(fd, _IN | _EDGE)
+        self._world.register(fd, _IN)
         self._backlog.append(conn)
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
@@ -217,11 +209,8 @@ class ServeLoop(ClientLoop):
         write = os.write
         hook = self.on_first_reply
         patience = self._patience_s() if self._timers else -1
-        events = self._world.poll(patience, _MAX_EVENTS)
-        for fd, mask in events:
+        for fd, mask in self._world.poll(patience, _MAX_EVENTS):
             if self._halted:
-                for left, _ in events:
-                    self._hear_again(left)
                 break
             conn = clients.get(fd)
             if conn is None:
@@ -238,8 +227,6 @@ class ServeLoop(ClientLoop):
                 if not data:
                     self._hang_up(conn)
                     continue
-                if mask != _IN or len(data) == READ_SIZE:
-                    self._hear_again(fd)
                 if receive(conn, data):
                     self._attend(conn)
                 if conn.out and conn.fd >= 0:
@@ -263,12 +250,6 @@ class ServeLoop(ClientLoop):
                         hook = None
         if server.touched and not self._frozen:
             self._flush_touched()
-
-    def _hear_again(self, fd: int) -> None:
-        """Has epoll tell of a client anew, if there is anything to tell."""
-        conn = self._clients.get(fd)
-        if conn is not None and conn.mask != _DEAF:
-            self._world.modify(fd, conn.mask | _EDGE)
 
     def _call(self, fd: int) -> None:
         callback = self._callbacks.get(fd)
@@ -316,9 +297,9 @@ class ServeLoop(ClientLoop):
             mask |= _OUT
         if mask != conn.mask:
             if conn.mask == _DEAF:
-                self._world.register(conn.fd, mask | _EDGE)
+                self._world.register(conn.fd, mask)
             else:
-                self._world.modify(conn.fd, mask | _EDGE)
+                self._world.modify(conn.fd, mask)
             conn.mask = mask
 
     def _flush(self, conn: Connection) -> None:
