@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 
 from xenlive import __version__
+from xenlive.cli.options import json_option
 from xenlive.cli.up import read_config
 
 
@@ -30,8 +32,9 @@ from xenlive.cli.up import read_config
     metavar="FILE",
     help="Mini-OS configuration that the image brings.",
 )
+@json_option
 def build_command(
-    target: Path, compiled: bool, zipapp: bool, version: str, config: Path | None
+    target: Path, compiled: bool, zipapp: bool, version: str, config: Path | None, as_json: bool
 ) -> None:
     """Make an image of the installed xenlive, for `xenlive up` and `xenlive update`.
 
@@ -43,7 +46,7 @@ def build_command(
 
     if zipapp and (compiled or config is not None):
         other = "--compiled" if compiled else "--config"
-        raise click.UsageError(f"{other} takes a folder: machine code and files need one")
+        raise click.UsageError(f"{other} makes a folder, --zipapp a file")
     if config is not None:
         read_config(config)  # says what is wrong with it
     started_s = time.monotonic()
@@ -54,4 +57,9 @@ def build_command(
     if config is not None:
         shutil.copyfile(config, target / "minios.cfg")
     kind = "zipapp" if zipapp else "compiled folder" if compiled else "folder"
-    click.echo(f"{target}: {kind}, kernel {version}, {time.monotonic() - started_s:.1f} s")
+    took_s = time.monotonic() - started_s
+    if as_json:
+        said = {"path": str(target.absolute()), "kind": kind, "version": version}
+        click.echo(json.dumps({**said, "seconds": round(took_s, 3)}))
+    else:
+        click.echo(f"{target}: {kind}, kernel {version}, {took_s:.1f} s")
