@@ -65,8 +65,8 @@ class Bench:
         """Makes `nodes` nodes."""
         self._run(subject, self._client_cpu, "-p", "-m", "none", "-n", str(nodes))
 
-    def speed(self, subject: Subject, load: Workload) -> Speed:
-        """Runs a workload on a server that has been preloaded with `NODES` nodes."""
+    def speed(self, subject: Subject, load: Workload, nodes: int = NODES) -> Speed:
+        """Runs a workload on a server that has been preloaded with so many nodes."""
         cpu = self._server_cpu if load.clients == 1 else self._client_cpu
         pids = subject.pids()
         before_s = cpu_s(pids)
@@ -74,7 +74,7 @@ class Bench:
             subject,
             cpu,
             *("-m", load.mode, "-c", str(load.clients), "-d", str(load.depth)),
-            *("-n", str(NODES), "-r", str(load.requests), "-w", str(load.watches)),
+            *("-n", str(nodes), "-r", str(load.requests), "-w", str(load.watches)),
         )
         used_s = cpu_s(pids) - before_s
         # The load client sends a twentieth more, to warm up, and sets the watches.

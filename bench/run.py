@@ -33,7 +33,8 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 import emulator_figures  # noqa: E402
 import kexec_figures  # noqa: E402
-from figures import as_objects  # noqa: E402
+import size_figures  # noqa: E402
+from figures import Figure, as_objects, table_of  # noqa: E402
 from measure import NODES, Bench, BenchError, Workload  # noqa: E402
 from peer.tools import build_xsbench, missing_peers  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -95,6 +96,7 @@ class Run:
         self._say = say
         self._bench = Bench(build_xsbench(folder))
         self._image = folder / "image"
+        self.sizes: list[Figure] = []
 
     def measure(self) -> None:
         """Measures all; BenchError if something went wrong."""
@@ -105,6 +107,11 @@ class Run:
         for nodes in UPDATE_NODES[:2] if self._quick else UPDATE_NODES:
             self._update(nodes)
         self._start()
+        for kind, image in (("plain", None), ("compiled", self._image)):
+            folder = self._folder / kind
+            self.sizes += size_figures.measure(
+                self._bench, folder, image, quick=self._quick, say=self._say
+            )
 
     def _speeds(self) -> None:
         with self._servers(NODES) as subjects:
@@ -238,6 +245,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
     console.print(draw(run.rows))
+    console.print(table_of("A large store", run.sizes))
     console.print(kexec_figures.draw(figures))
     console.print(emulator_figures.draw(*emulator))
     if options.json:
@@ -246,6 +254,7 @@ def main() -> int:
             "python": platform.python_version(),
             "rounds": rounds,
             "rows": [asdict(row) for row in run.rows],
+            "size": as_objects(run.sizes),
             "kexec_module": as_objects(figures),
             "emulated_machine": as_objects(emulator[0]),
         }
