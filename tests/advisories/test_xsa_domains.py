@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from advisories.stage import Stage, attacked, until_refused
+from differential.ours import PageLink
 from xenstore.scene import OK
 from xenstore.talk import encode
 
@@ -70,12 +71,18 @@ def test_xsa_326_requests_that_wait_for_their_answers_have_an_end() -> None:
         guest = stage.guest(1)
         assert stage.ask(guest, XS_WRITE, b"v\0" + b"x" * 1900) == OK
         before = stage.memory_of(1)
-        left = stage.push(guest, 1, encode(XS_READ, b"v\0") * 2000)
+        left = stage.push(guest, 1, encode(XS_READ, b"v\0") * 300)
         assert left, "the server took all of it"
         conn = stage.conn(1)
+        link = conn.link
+        assert isinstance(link, PageLink)
+        assert not link.page.is_ignored, "it only has to wait"
         assert conn.unsent_bytes() <= 20 * 2000
         assert len(conn.unparsed) <= 8192
         assert stage.memory_of(1) <= before + 20 * 2000
+        guest.send(left)  # and takes answers from now on
+        assert stage.ask(guest, XS_READ, b"v\0") == b"x" * 1900
+        assert conn.unsent_bytes() == 0
 
 
 def test_xsa_326_the_quota_of_transactions_holds() -> None:
@@ -98,7 +105,7 @@ def test_xsa_326_the_quota_of_transactions_holds() -> None:
 
 
 def test_xsa_416_what_a_request_needs_is_given_back_before_its_answer_is_read() -> None:
-    """CVE-2022-42309 and on: large requests by a guest that reads no answers leave nothing."""
+    """CVE-2022-42319: large requests by a guest that reads no answers leave nothing."""
     with attacked() as stage:
         guest = stage.guest(1)
         assert stage.ask(guest, XS_WRITE, b"v\0") == OK
