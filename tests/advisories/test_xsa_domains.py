@@ -7,7 +7,7 @@ import struct
 import pytest
 from advisories.stage import Stage, attacked, until_refused
 from differential.ours import PageLink
-from xenstore.scene import OK
+from xenstore.scene import OK, Reply
 from xenstore.talk import encode
 
 from xenlive.abi import xs_ring
@@ -17,6 +17,7 @@ from xenlive.abi.xs_wire import (
     XS_MKDIR,
     XS_READ,
     XS_RELEASE,
+    XS_RM,
     XS_SET_PERMS,
     XS_TRANSACTION_START,
     XS_WATCH,
@@ -102,6 +103,33 @@ def test_xsa_326_the_quota_of_transactions_holds() -> None:
         assert made <= 20_000 // 1500
         assert account.used[MEMORY] <= quota
         assert stage.nodes_of(1) == 1
+
+
+@pytest.mark.parametrize("way", ["rights", "nodes"])
+def test_xsa_326_a_transaction_over_the_same_nodes_has_an_end(way: str) -> None:
+    """CVE-2022-42312: few nodes, changed again and again, make ever more for the commit to do."""
+    with attacked() as stage:
+        guest = stage.guest(1)
+        for name in (b"a", b"b"):
+            assert stage.ask(guest, XS_MKDIR, name + b"\0") == OK
+        account = stage.server.store.accounts.open(1)
+        account.quotas["memory"] = account.used[MEMORY] + 20_000
+        tx_id = stage.start(guest)
+        kind, payloads = {
+            "rights": (XS_SET_PERMS, (b"a\0n1\0", b"b\0n1\0")),
+            "nodes": (XS_MKDIR, (b"c\0", b"d\0")),
+        }[way]
+
+        def change(number: int) -> Reply:
+            if way == "nodes" and number > 1:
+                assert stage.ask(guest, XS_RM, payloads[number % 2], tx_id) == OK
+            return stage.ask(guest, kind, payloads[number % 2], tx_id)
+
+        made, error = until_refused(change)
+        assert error == "ENOMEM"
+        assert made <= 200
+        assert len(stage.conn(1).transactions[tx_id].log) <= 200
+        assert stage.end(guest, tx_id, b"F\0") == OK
 
 
 def test_xsa_416_what_a_request_needs_is_given_back_before_its_answer_is_read() -> None:

@@ -135,6 +135,33 @@ def test_xsa_322_an_open_transaction_grants_nothing_to_the_next_domain() -> None
         assert stage.ask(heir, XS_READ, b"/local/domain/2/mine\0") == "EACCES"
 
 
+@pytest.mark.parametrize("way", ["inherited", "given, then touched", "seen, then inherited"])
+def test_xsa_322_a_right_on_its_way_does_not_fall_to_the_next_domain(way: str) -> None:
+    """CVE-2020-29481, within a transaction: a domain ends between its right and the commit."""
+    with attacked() as stage:
+        guest = stage.guest(5)
+        stage.guest(7)
+        assert stage.ask(guest, XS_WRITE, b"p\0") == OK
+        if way != "given, then touched":
+            assert stage.ask(guest, XS_SET_PERMS, b"p\0n5\0r7\0") == OK
+        tx_id = stage.start(guest)
+        if way == "inherited":
+            assert stage.ask(guest, XS_WRITE, b"p/x\0secret", tx_id) == OK
+        elif way == "given, then touched":
+            assert stage.ask(guest, XS_SET_PERMS, b"p\0n5\0r7\0", tx_id) == OK
+        else:
+            assert stage.ask(guest, XS_READ, b"p\0", tx_id) == b""
+        assert stage.ask(stage.dom0, XS_RELEASE, b"7\0") == OK
+        heir = stage.guest(7)
+        assert stage.ask(guest, XS_WRITE, b"p\0secret", tx_id) == OK
+        if way == "seen, then inherited":
+            assert stage.ask(guest, XS_WRITE, b"p/x\0secret", tx_id) == OK
+        assert stage.end(guest, tx_id) in (OK, "EAGAIN")
+        for path in (b"p", b"p/x"):
+            found = stage.ask(heir, XS_READ, b"/local/domain/5/" + path + b"\0")
+            assert found in ("EACCES", "ENOENT"), path
+
+
 def test_xsa_322_a_node_has_few_permissions() -> None:
     """Checking rights costs by their number, so a guest may set five on a node, and not more."""
     with attacked() as stage:

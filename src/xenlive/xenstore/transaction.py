@@ -22,7 +22,7 @@ from xenlive.xenstore import changes
 from xenlive.xenstore.accounts import node_size
 from xenlive.xenstore.changes import CREATE, PERMS, REMOVE, VALUE
 from xenlive.xenstore.paths import parent_of
-from xenlive.xenstore.perms import all_as_old, owner_of
+from xenlive.xenstore.perms import ENTRY_SIZE, all_as_old, owner_of
 from xenlive.xenstore.quota import MEMORY, TRANSACTIONS, TX_NODES
 from xenlive.xenstore.store import Node, join_names
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Event = tuple[bytes, bool, bytes | None]
 
 _MISSING = -1
+_ENTRY_BYTES = 100  # that an entry of the log takes beside its path
 
 
 class LogEntry:
@@ -192,6 +193,8 @@ class Transaction:
         self._memory = 0
         for path, node in self.nodes.items():
             self._pay(len(path) + node_size(node.perms, len(node.value), node.children_bytes))
+        for entry in self.log:
+            self._pay(len(entry.path) + _ENTRY_BYTES)
 
     def fail(self) -> None:
         """Says that this can't be committed any more: a request in here was done in part."""
@@ -236,12 +239,14 @@ class Transaction:
     def put_value(self, path: bytes, node: Node, value: bytes) -> None:
         """Changes the value of the node at `path`."""
         seen = self.nodes[path]
+        if seen.value_change is None:
+            self._make_log_room(path)
         self._pay(len(value) - len(seen.value))
         seen.value = value
         self._touch(seen)
         if seen.value_change is None:
             seen.value_change = LogEntry(VALUE, path)
-            self.log.append(seen.value_change)
+            self._note(seen.value_change)
         seen.value_change.value = value
         if self._store.journal is not None:
             self._store.journal((changes.TX_VALUE, self.owner, self.number, path, value))
@@ -249,12 +254,13 @@ class Transaction:
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
         """Changes the permissions of the node at `path`."""
         seen = self.nodes[path]
-        seen.perms = node_perms
-        self._touch(seen)
         last = self.log[-1] if self.log else None
         if last is None or last.kind != PERMS or last.path != path:
+            self._make_log_room(path)
             last = LogEntry(PERMS, path)
-            self.log.append(last)
+            self._note(last)
+        self._touch(seen)
+        seen.perms = node_perms
         last.perms = node_perms
         if self._store.journal is not None:
             self._store.journal((changes.TX_PERMS, self.owner, self.number, path, node_perms))
@@ -264,15 +270,16 @@ class Transaction:
 
         Both have been looked at, so that it needs no room.
         """
+        self._make_log_room(path, len(path) + len(value) + len(node_perms))
         node = self._look(path)
         parent = self._look(parent_of(path))
         parent.link(path)
         self._touch(parent)
         self._pay(len(path) + len(value) + len(node_perms))
-        node.start_over(value, node_perms)
         self._touch(node)
+        node.start_over(value, node_perms)
         node.value_change = LogEntry(CREATE, path, value, node_perms)
-        self.log.append(node.value_change)
+        self._note(node.value_change)
         journal = self._store.journal
         if journal is not None:
             journal((changes.TX_CREATE, self.owner, self.number, path, value, node_perms))
@@ -282,6 +289,7 @@ class Transaction:
         """Removes the node at `path`, not `/`, and all below it, and notes their events."""
         if self._account is not None:
             self._make_room(self.count_unseen(path))
+            self._make_log_room(path)
         parent = self._look(parent_of(path))
         todo = [path]
         while todo:
@@ -298,7 +306,7 @@ class Transaction:
             node.event_below |= each == path
         parent.unlink(path)
         self._touch(parent)
-        self.log.append(LogEntry(REMOVE, path))
+        self._note(LogEntry(REMOVE, path))
         if self._store.journal is not None:
             self._store.journal((changes.TX_REMOVE, self.owner, self.number, path))
 
@@ -341,13 +349,16 @@ class Transaction:
             now = find(path)
             if (_MISSING if now is None else now.generation) != node.seen:
                 return True
-        # Nor may a right fall to nobody, or to a domain that got its id since it was given.
+        # Nor may a right fall to nobody, or to a domain that got its id since it was given. (Who
+        # is to own what was made here, owns what is above it, or asks.)
         domains = self._store.domains
-        for entry in self.log:
-            if entry.kind == PERMS:
-                given = self.nodes[entry.path].generation
-                if not all_as_old(entry.perms, given, domains):
-                    return True
+        for path, entry in {e.path: e for e in self.log if e.kind in (PERMS, CREATE)}.items():
+            node = self.nodes[path]
+            given = entry.perms if entry.kind == PERMS else entry.perms[ENTRY_SIZE:]
+            if node.exists and (
+                node.perms != entry.perms or not all_as_old(given, node.generation, domains)
+            ):
+                return True
         return False
 
     def commit(self) -> list[Event]:
@@ -393,6 +404,15 @@ class Transaction:
             self.fail()
             raise XenstoreError("ENOSPC")
 
+    def _make_log_room(self, path: bytes, more_bytes: int = 0) -> None:
+        """Refuses another entry while there is some memory left: to end this, a guest needs it."""
+        account = self._account
+        if account is not None:
+            most = account.quotas["memory"]
+            if most and account.used[MEMORY] + len(path) + more_bytes + 2 * _ENTRY_BYTES >= most:
+                self.fail()
+                raise XenstoreError("ENOMEM")
+
     def _look(self, path: bytes) -> TxNode:
         node = self.nodes.get(path)
         if node is None:
@@ -401,6 +421,14 @@ class Transaction:
                 self._pay(len(path) + node_size(node.perms, len(node.value), node.children_bytes))
         return node
 
+    def _note(self, entry: LogEntry) -> None:
+        """Adds to the log. Whoever makes it long with ever the same nodes pays for that, too."""
+        self.log.append(entry)
+        self._pay(len(entry.path) + _ENTRY_BYTES)
+
     def _touch(self, node: TxNode) -> None:
+        """Makes the node younger; what its permissions mean by then stays as old as it was."""
+        if len(node.perms) > ENTRY_SIZE:
+            node.perms = self._store.fresh_perms(node)
         self._store.generation += 1
         node.generation = self._store.generation
