@@ -125,9 +125,14 @@ class Watches:
             levels += 1
         if len(found) > 1:
             found.sort(key=_order)
+        looked = None  # a guest may have many watches here, and knows all of it or nothing
+        may_know = False
         for watch in found:
             conn = watch.conn
-            if conn.privileged or _may_know(store, path, conn, old_perms):
+            if not conn.privileged and conn is not looked:
+                looked = conn
+                may_know = _may_know(store, path, conn, old_perms)
+            if conn.privileged or may_know:
                 self.send(watch, path, origin)
 
     def fire_special(self, store: Store, name: bytes, domid: int | None) -> None:
