@@ -105,29 +105,20 @@ def test_xsa_326_the_quota_of_transactions_holds() -> None:
         assert stage.nodes_of(1) == 1
 
 
-@pytest.mark.parametrize("way", ["rights", "nodes"])
-def test_xsa_326_a_transaction_over_the_same_nodes_has_an_end(way: str) -> None:
-    """CVE-2022-42312: few nodes, changed again and again, make ever more for the commit to do."""
+def test_xsa_326_a_transaction_over_the_same_nodes_has_an_end() -> None:
+    """CVE-2022-42312: few nodes, made and removed again, make ever more for the commit to do."""
     with attacked() as stage:
         guest = stage.guest(1)
-        for name in (b"a", b"b"):
-            assert stage.ask(guest, XS_MKDIR, name + b"\0") == OK
         account = stage.server.store.accounts.open(1)
         account.quotas["memory"] = account.used[MEMORY] + 20_000
         tx_id = stage.start(guest)
-        kind, payloads = {
-            "rights": (XS_SET_PERMS, (b"a\0n1\0", b"b\0n1\0")),
-            "nodes": (XS_MKDIR, (b"c\0", b"d\0")),
-        }[way]
 
-        def change(number: int) -> Reply:
-            if way == "nodes" and number > 1:
-                assert stage.ask(guest, XS_RM, payloads[number % 2], tx_id) == OK
-            return stage.ask(guest, kind, payloads[number % 2], tx_id)
+        def change(_: int) -> Reply:
+            reply = stage.ask(guest, XS_MKDIR, b"c\0", tx_id)
+            return reply if reply != OK else stage.ask(guest, XS_RM, b"c\0", tx_id)
 
         made, error = until_refused(change)
-        assert error == "ENOMEM"
-        assert made <= 200
+        assert (made < 200, error) == (True, "ENOMEM")
         assert len(stage.conn(1).transactions[tx_id].log) <= 200
         assert stage.end(guest, tx_id, b"F\0") == OK
 

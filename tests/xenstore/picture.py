@@ -35,6 +35,7 @@ def picture(server: State) -> dict[str, object]:
         "numbers": ({n: c.domid for n, c in server.by_number.items()}, server.next_number),
         "introduced": sorted(server.introduced),
         "rings": [(domid, conn.number) for domid, conn in server.rings.items()],
+        "unique ids": dict(server.unique_ids),
         "quotas": dict(server.quotas.values),
         "accounts": {
             domid: (account.features, dict(account.quotas), _used(account))

@@ -196,6 +196,7 @@ def test_everything_that_is_heard_can_be_written_down(seed: int) -> None:
         (changes.DISCONNECT, 2),
         (changes.RING, 2, 5, 1, 5),
         (changes.FEATURES, 9, 0),
+        (changes.UNIQUE_ID, 9, 1),
         (changes.QUOTA, 9, 0, b"nodes"),
     ],
 )

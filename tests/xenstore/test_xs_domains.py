@@ -258,22 +258,20 @@ def test_a_domain_that_is_known_loses_its_rights_to_nobody(world: World) -> None
     assert world.introduced(5)
 
 
-def test_what_an_earlier_kernel_knew_is_looked_at_again(world: World) -> None:
-    """Unique ids of domains without a ring are not in the stream: the next look has them."""
-    world.links.there[5] = DomainState(1, False)
+def test_rights_do_not_fall_to_another_domain_over_an_update(world: World) -> None:
+    """One that was never introduced has no ring to say who it is; its unique id is kept."""
+    world.links.there[5] = DomainState(7 << 32 | 1, False)
     world.dom0.ask(XS_WRITE, b"/a\0")
     assert world.dom0.ask(XS_SET_PERMS, b"/a\0n5\0") == OK
     fds = dict.fromkeys(world.server.connections, 10)
     stream = b"".join(encode_state(world.server, listen_fd=-1, evtchn_fd=-1, fd_of=fds.__getitem__))
-    after = XenstoreServer()
-    load_state(after, stream)
-    links = FakeLinks(after)
-    links.there = {5: DomainState(1, False)}
-    domains.check(after)
-    assert b"/a" in after.store.nodes
-    links.there[5] = DomainState(2, False)
-    domains.check(after)
-    assert b"/a" not in after.store.nodes
+    for unique_id, is_there in ((7 << 32 | 1, True), (8 << 32 | 1, False), (7 << 32 | 2, False)):
+        after = XenstoreServer()
+        load_state(after, stream)
+        FakeLinks(after).there = {5: DomainState(unique_id, False)}
+        domains.check(after)
+        assert (b"/a" in after.store.nodes) is is_there
+        assert (5 in after.store.domains) is is_there
 
 
 @pytest.mark.parametrize(("number", "answer"), [(b"-0", OK), (b"+5", OK), (b"-1", "EINVAL")])

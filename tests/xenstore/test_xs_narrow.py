@@ -52,6 +52,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "next_number": (STATE,),
     "introduced": (STATE,),
     "rings": (STATE, READER, LOADED),
+    "unique_ids": (STATE,),
     "number": ("connection.py:Connection", STATE, TRANSACTION),
     "target": ("connection.py:Connection", STATE, READER),
     "ring": ("connection.py:Connection", STATE, READER),

@@ -109,10 +109,13 @@ class RingLinks(Links):
         self.loop.flush(connection)
 
     def restore_all(self, connections: list[Connection]) -> None:
-        """The same for all there are; who has ended meanwhile is seen when the loop runs."""
+        """The same for all there are; who has ended meanwhile is seen when the loop runs.
+
+        That may be a domain that is only known by a permission, too.
+        """
         for connection in connections:
             self.restore(connection)
-        if connections:
+        if connections or self.server.store.domains.keys() - {0}:
             self._hear_of_ends()
             self.loop.call_at(self.machine.now_s(), self._check)
 

@@ -48,6 +48,7 @@ GONE = 33
 INTRODUCED = 34
 RELEASED = 35
 FEATURES = 36
+UNIQUE_ID = 37
 # Watches, by connection, path and token.
 WATCH = 48
 UNWATCH = 49
@@ -91,6 +92,7 @@ FIELDS: dict[int, tuple[int, ...]] = {
     INTRODUCED: (DOMID, CONNECTION),
     RELEASED: (DOMID,),
     FEATURES: (DOMID, U32),
+    UNIQUE_ID: (DOMID, U64),
     WATCH: (CONNECTION, MAYBE_U32, U32, PATH, TOKEN),  # depth; what its events leave out of paths
     UNWATCH: (CONNECTION, PATH, TOKEN),
     UNWATCH_ALL: (CONNECTION,),

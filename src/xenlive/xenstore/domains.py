@@ -97,7 +97,6 @@ def do_introduce(server: XenstoreServer, conn: Connection, request: Request, vie
             raise XenstoreError("EINVAL")  # no machine, no such domain
         _forget_if_another(server, domid, server.links.state(domid))
         guest = server.links.connect(domid, port)
-        server.unique_ids.pop(domid, None)  # from now on the ring has it
         server.introduce(guest)
         if domid != _DOM0:
             _fire(server, _INTRODUCED, domid)
@@ -153,7 +152,7 @@ def learn(server: XenstoreServer, texts: list[bytes]) -> None:
         state = server.links.state(domid)
         if state is not None:
             server.store.add_domain(domid)
-            server.unique_ids[domid] = state.unique_id
+            server.identify(domid, state.unique_id)
 
 
 def check(server: XenstoreServer) -> None:
@@ -168,8 +167,8 @@ def check(server: XenstoreServer) -> None:
         if guest is None or guest.ring is None:
             if state is None:
                 _forget_rights(server, domid)
-            elif not _forget_if_another(server, domid, state):
-                server.unique_ids.setdefault(domid, state.unique_id)
+            elif not _forget_if_another(server, domid, state) and domid not in server.unique_ids:
+                server.identify(domid, state.unique_id)
             continue
         ring = guest.ring
         if ring.unique_id is None and state is not None:
@@ -217,7 +216,6 @@ def _forget_rights(server: XenstoreServer, domid: int) -> None:
         if path in server.store.nodes and path != b"/":
             server.remove_subtree(path, None)
     server.forget_domain(domid)
-    server.unique_ids.pop(domid, None)
 
 
 def _fire(server: XenstoreServer, name: bytes, domid: int) -> None:

@@ -7,11 +7,12 @@ entries of such records, under names of our own, and any daemon reads the stream
     xenlive:log               switches            xenlive:max:QUOTA        the most of any domain
     xenlive:log-on            1                   xenlive:N:max:QUOTA      the most of domain N
     xenlive:log-file:HEX      1, and its name     xenlive:N:known          1
-                                                  xenlive:N:features       bits
-                                                  xenlive:N:quota:QUOTA    its own quota
+    xenlive:N:unique-id-low   half each, of who   xenlive:N:features       bits
+    xenlive:N:unique-id-high  has no ring         xenlive:N:quota:QUOTA    its own quota
 
 The last three are for a domain that has neither a connection nor a node: the newest C daemon ends
-if a DOMAIN_DATA record names one, as its own stream can.
+if a DOMAIN_DATA record names one, as its own stream can. Without its unique id a domain that has
+no ring would leave its rights to whoever has its id after the update.
 
 **Invariants.** An entry that is not one of these changes nothing; each value is an u32.
 """
@@ -32,6 +33,7 @@ PREFIX = "xenlive:"
 _U32_MAX = (1 << 32) - 1
 _DOMID_MAX = 0xFFFF
 _LOG, _LOG_ON, _LOG_FILE = PREFIX + "log", PREFIX + "log-on", PREFIX + "log-file:"
+_LOW, _HIGH = "unique-id-low", "unique-id-high"
 _ITEMS = {name: item for item, (name, _) in enumerate(ITEMS)}
 
 # What one domain has: whether it is known by these entries, its features, its own quotas.
@@ -48,6 +50,9 @@ def settings_of(server: XenstoreServer) -> dict[str, int]:
         entries[_LOG_ON] = 1
     if log.file is not None:
         entries[_LOG_FILE + log.file.hex()] = 1
+    for domid, unique_id in server.unique_ids.items():
+        entries[f"{PREFIX}{domid}:{_LOW}"] = unique_id & _U32_MAX
+        entries[f"{PREFIX}{domid}:{_HIGH}"] = unique_id >> 32
     accounts = server.store.accounts
     entries |= _most_entries(PREFIX, accounts.most)
     for domid, account in accounts.by_domid.items():
@@ -93,7 +98,10 @@ def early_domains(entries: dict[str, int]) -> list[EarlyDomain]:
 
 
 def put_back(server: XenstoreServer, entries: dict[str, int]) -> None:
-    """Sets log and maxima as the entries of a stream say; the log is opened by `Log.start`."""
+    """Sets log, maxima and unique ids as the entries of a stream say.
+
+    The log is opened by `Log.start`.
+    """
     log, accounts = server.log, server.store.accounts
     log.flags = entries.get(_LOG, log.flags) & FLAGS_MASK
     log.is_wanted = bool(entries.get(_LOG_ON))
@@ -108,6 +116,9 @@ def put_back(server: XenstoreServer, entries: dict[str, int]) -> None:
                 accounts.raise_most(item, value)
             elif domid in accounts.by_domid:
                 accounts.by_domid[domid].note(item, value)
+        elif domid and what == _LOW and domid in server.store.domains and domid not in server.rings:
+            high = entries.get(f"{PREFIX}{domid}:{_HIGH}", 0)
+            server.identify(domid, high << 32 | value)
 
 
 def _file_name(text: str) -> bytes | None:

@@ -187,6 +187,13 @@ def _features(server: State, domid: int, features: int) -> None:
     server.set_features(domid, features)
 
 
+def _unique_id(server: State, domid: int, unique_id: int) -> None:
+    _known_domain(server, domid)
+    if domid in server.rings:
+        raise _unfit("a domain whose unique id its ring has", domid)
+    server.identify(domid, unique_id)
+
+
 def _quota(server: State, domid: int, value: int, name: bytes) -> None:
     if domid != changes.ALL_DOMAINS:
         _known_domain(server, domid)
@@ -332,6 +339,7 @@ _DO: dict[int, Callable[..., Any]] = {
     changes.INTRODUCED: _introduced,
     changes.RELEASED: _released,
     changes.FEATURES: _features,
+    changes.UNIQUE_ID: _unique_id,
     changes.WATCH: _watch,
     changes.UNWATCH: _unwatch,
     changes.UNWATCH_ALL: _unwatch_all,

@@ -83,7 +83,6 @@ class XenstoreServer(State):
         "links",
         "log",
         "trace",
-        "unique_ids",
     )
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -91,8 +90,6 @@ class XenstoreServer(State):
         self._now = now
         # Who has the pages and event channels of domains.
         self.links: Links | None = None
-        # Of domains that are known, but have no ring, what `links` said first.
-        self.unique_ids: dict[int, int] = {}
         # While set, a TRANSACTION_START of a connection without a transaction has to wait, and
         # all that follows it: so the open transactions run out before a live update.
         self.hold_transactions = False

@@ -43,6 +43,7 @@ class State:
         "next_number",
         "rings",
         "store",
+        "unique_ids",
         "watches",
     )
 
@@ -57,6 +58,8 @@ class State:
         self.introduced: set[int] = {_DOM0}
         # The connections by ring, by domain.
         self.rings: dict[int, Connection] = {}
+        # Of domains that are known, but have no ring, the one that was known first.
+        self.unique_ids: dict[int, int] = {}
 
     @property
     def quotas(self) -> Quotas:
@@ -102,6 +105,7 @@ class State:
         self.by_number = {conn.number: conn for conn in connections}
         self.rings = {conn.domid: conn for conn in connections if conn.ring is not None}
         self.introduced = introduced
+        self.unique_ids = {}
         self._count_anew()
 
     def _count_anew(self) -> None:
@@ -185,10 +189,18 @@ class State:
 
     # -- domains -----------------------------------------------------------------------------------
 
+    def identify(self, domid: int, unique_id: int) -> None:
+        """Says which domain a known one without a ring is: its id may be another's one day."""
+        self.unique_ids[domid] = unique_id
+        journal = self.store.journal
+        if journal is not None:
+            journal((changes.UNIQUE_ID, domid, unique_id))
+
     def introduce(self, conn: Connection) -> None:
         """Says that a domain has been introduced, and by which connection it is served."""
         if conn.ring is not None:
             self.rings[conn.domid] = conn
+            self.unique_ids.pop(conn.domid, None)  # from now on the ring has it
         self.introduced.add(conn.domid)
         journal = self.store.journal
         if journal is not None:
@@ -206,6 +218,7 @@ class State:
     def forget_domain(self, domid: int) -> None:
         """Says that a domain has gone: its rights, quotas, features; its nodes go before this."""
         self.store.purge_domain(domid)
+        self.unique_ids.pop(domid, None)
         journal = self.store.journal
         if journal is not None:
             journal((changes.GONE, domid))

@@ -79,6 +79,7 @@ class TxNode(Node):
         "exists",
         "listing",
         "old_perms",
+        "perms_change",
         "removed",
         "seen",
         "value_change",
@@ -106,6 +107,7 @@ class TxNode(Node):
         self.event_here = False
         self.event_below = False
         self.value_change: LogEntry | None = None
+        self.perms_change: LogEntry | None = None
 
     def paths(self) -> Iterable[bytes]:
         kept: Iterable[bytes] = self.base_children or ()
@@ -116,7 +118,12 @@ class TxNode(Node):
 
     def list_names(self) -> bytes:
         if self.listing is None:
-            self.listing = join_names(self.paths())
+            base, paths = self.base, self.paths()
+            # Mostly nothing has changed: the store has the list, or keeps it for all who ask.
+            if base is not None and base.directory is not None and base.directory.paths is paths:
+                self.listing = base.list_names()
+            else:
+                self.listing = join_names(paths)
         return self.listing
 
     def link(self, path: bytes) -> None:
@@ -254,14 +261,13 @@ class Transaction:
     def put_perms(self, path: bytes, node: Node, node_perms: bytes) -> None:
         """Changes the permissions of the node at `path`."""
         seen = self.nodes[path]
-        last = self.log[-1] if self.log else None
-        if last is None or last.kind != PERMS or last.path != path:
+        if seen.perms_change is None:
             self._make_log_room(path)
-            last = LogEntry(PERMS, path)
-            self._note(last)
+            seen.perms_change = LogEntry(PERMS, path)
+            self._note(seen.perms_change)
         self._touch(seen)
         seen.perms = node_perms
-        last.perms = node_perms
+        seen.perms_change.perms = node_perms
         if self._store.journal is not None:
             self._store.journal((changes.TX_PERMS, self.owner, self.number, path, node_perms))
 
@@ -299,7 +305,7 @@ class Transaction:
             below.reverse()
             todo.extend(below)
             node.exists = False
-            node.value_change = None
+            node.value_change = node.perms_change = None
             node.hide_children()
             self._touch(node)
             node.event_here = True
@@ -316,7 +322,10 @@ class Transaction:
         return account is None or not account.too_many(TX_NODES, len(self.nodes) + count)
 
     def count_unseen(self, path: bytes) -> int:
-        """How many nodes have not been looked at, of the one above `path`, it and all below it."""
+        """How many nodes have not been looked at, of the one above `path`, it and all below it.
+
+        Or so many that there is no room for them: it stops counting there.
+        """
         count = int(parent_of(path) not in self.nodes)
         todo = [path]
         while todo:
@@ -324,6 +333,8 @@ class Transaction:
             node: Node | None = self.nodes.get(each)
             if node is None:
                 count += 1
+                if not self.has_room(count):
+                    break
                 node = self._store.find(each)
             if node is not None:
                 todo.extend(node.paths())

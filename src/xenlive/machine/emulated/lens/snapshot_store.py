@@ -86,6 +86,7 @@ _TX_NODE = Fields(
     event_here=Flag(),
     event_below=Flag(),
     change=Maybe(Whole(0, _MANY)),
+    perms_change=Maybe(Whole(0, _MANY)),
 )
 _TRANSACTION = Fields(
     log=Listed(_CHANGE, _MANY), nodes=Table(_PATH, _TX_NODE, _MANY), failed=Flag()
@@ -208,6 +209,9 @@ def _transaction_fields(store: Store, transaction: Transaction) -> dict[str, Any
             "event_here": node.event_here,
             "event_below": node.event_below,
             "change": None if node.value_change is None else places.get(id(node.value_change)),
+            "perms_change": None
+            if node.perms_change is None
+            else places.get(id(node.perms_change)),
         }
     changed = [(c.kind, c.path, c.value, c.perms or None) for c in log]
     return {"log": changed, "nodes": nodes, "failed": transaction.failed}
@@ -288,10 +292,8 @@ class LoadedStore:
         node.added = None if fields["added"] is None else dict.fromkeys(fields["added"])
         node.removed = fields["removed"]
         node.event_here, node.event_below = fields["event_here"], fields["event_below"]
-        change = fields["change"]
-        if change is not None and (change >= len(log) or log[change].path != path):
-            raise at.fail("a change in its log", change)
-        node.value_change = None if change is None else log[change]
+        node.value_change = _entry(log, path, fields["change"], at)
+        node.perms_change = _entry(log, path, fields["perms_change"], at)
         return node
 
     def _validate_connections(self, domids: set[int]) -> None:
@@ -362,6 +364,15 @@ def _is_path(path: bytes) -> bool:
         return canonical(b"", path, False, XENSTORE_ABS_PATH_MAX) == path
     except XenstoreError:
         return False
+
+
+def _entry(log: list[LogEntry], path: bytes, index: int | None, at: Place) -> LogEntry | None:
+    """The entry of a log that a node goes on changing."""
+    if index is None:
+        return None
+    if index >= len(log) or log[index].path != path:
+        raise at.fail("a change in its log", index)
+    return log[index]
 
 
 def _validate_log(transaction: Transaction, at: Place) -> None:
